@@ -1,0 +1,2 @@
+//! `dlc`: one command on a running node.
+fn main() {}

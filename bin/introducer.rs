@@ -1,0 +1,2 @@
+//! `introducer`: the place where newcomers ask for the members.
+fn main() {}

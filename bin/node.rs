@@ -1,0 +1,2 @@
+//! `node`: one member of the cluster.
+fn main() {}

@@ -1,0 +1,3 @@
+//! The Distributed Learning Cluster.
+#![warn(missing_docs)]
+pub mod types;

@@ -7,7 +7,7 @@ use crate::consensus::{LogWrite, Recovered};
 use crate::types::{
     BlobId, ClusterId, Digest, Member, Server, View, WallTime,
 };
-use crate::wire::client::{LocalModel, Reply, Request};
+use crate::wire::client::{Reply, Request};
 use crate::wire::peer::PeerMessage;
 use crate::wire::schedule::{Assignment, AssignmentId, ModelFiles, Outcome};
 use crate::wire::store::Located;
@@ -99,13 +99,6 @@ pub enum Input {
         /// Why not.
         result: Result<(), String>,
     },
-    /// Answer to [`Output::ListModels`].
-    LocalModels {
-        /// The request that asked.
-        token: RequestToken,
-        /// The models.
-        models: Vec<LocalModel>,
-    },
     /// The clock has reached `poll_timeout`.
     Timeout,
 }
@@ -151,8 +144,6 @@ pub enum Output {
     Run(Assignment),
     /// Fetch this model, load and warm it; then `ModelLoaded`.
     Load(ModelFiles),
-    /// List the local model directory; then `LocalModels`.
-    ListModels(RequestToken),
     /// Tell membership to join; then `Joined` or `JoinRefused`.
     Join,
     /// Tell membership to leave; then `Left`.

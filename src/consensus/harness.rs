@@ -155,13 +155,18 @@ pub(super) struct Cluster {
 impl Cluster {
     /// `count` servers, all live, the first one founding the cluster.
     pub(super) fn new(count: usize, seed: u64) -> Cluster {
+        Cluster::with(Config::default(), count, seed)
+    }
+
+    /// The same with bounds of its own.
+    pub(super) fn with(config: Config, count: usize, seed: u64) -> Cluster {
         let mut cluster = Cluster {
             now: Time(0),
             rng: Rng::new(seed),
             slots: Vec::new(),
             weather: Weather::fair(),
             cut: BTreeSet::new(),
-            config: Config::default(),
+            config,
             events: BTreeMap::new(),
             sequence: 0,
             chosen: Vec::new(),

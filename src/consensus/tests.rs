@@ -651,12 +651,18 @@ fn a_diverged_log_is_brought_back_in_few_messages() {
 fn upset(cluster: &mut Cluster) {
     let count = cluster.slots.len();
     let slot = cluster.rng.below(count as u64) as usize;
-    match cluster.rng.below(14) {
-        0..=2 if cluster.is_up(slot) => cluster.crash(slot),
-        0..=3 => {
+    match cluster.rng.below(16) {
+        0..=1 if cluster.is_up(slot) => cluster.crash(slot),
+        0..=2 => {
             let down = (0..count).find(|slot| !cluster.is_up(*slot));
             if let Some(down) = down {
                 cluster.start(down);
+            }
+        }
+        3 => {
+            let down: Vec<usize> = (0..count).filter(|slot| !cluster.is_up(*slot)).collect();
+            for slot in down {
+                cluster.start(slot);
             }
         }
         4 => {
@@ -672,7 +678,7 @@ fn upset(cluster: &mut Cluster) {
             let other = cluster.rng.below(count as u64) as usize;
             cluster.cut.insert((slot, other));
         }
-        7 => cluster.cut.clear(),
+        7 | 12 => cluster.cut.clear(),
         8 => {
             let rng = &mut cluster.rng;
             cluster.weather = Weather {
@@ -724,7 +730,14 @@ fn disturb_voters(cluster: &mut Cluster) {
 /// A stretch of `rounds` random changes among commands and reads, then peace.
 fn storm(seed: u64, rounds: usize, trace: bool) -> Cluster {
     let count = 3 + (seed % 4) as usize;
-    let mut cluster = Cluster::new(count, seed);
+    let mut config = Config::default();
+    if seed.is_multiple_of(3) {
+        config.entries_bytes_max = 100;
+        config.in_flight_max = 1 + (seed % 5) as usize;
+        config.writes_max = 1 + (seed % 7) as usize;
+        config.caught_up_entries = 4;
+    }
+    let mut cluster = Cluster::with(config, count, seed);
     cluster.trace = trace.then(String::new);
     cluster.run(ms(100));
     for round in 0..rounds {
@@ -733,7 +746,7 @@ fn storm(seed: u64, rounds: usize, trace: bool) -> Cluster {
         } else {
             upset(&mut cluster);
         }
-        let length = cluster.rng.below(if round % 3 == 0 { 900 } else { 120 });
+        let length = cluster.rng.below(if round % 3 == 0 { 1500 } else { 200 });
         for _ in 0..4 {
             for slot in 0..count {
                 if cluster.rng.chance(60) {
@@ -755,7 +768,7 @@ fn storm(seed: u64, rounds: usize, trace: bool) -> Cluster {
 
 /// Says which seed failed, so that it can be run alone with `CONSENSUS_SEED`.
 fn named_storm(seed: u64) -> Cluster {
-    let run = std::panic::catch_unwind(|| storm(seed, 40, false));
+    let run = std::panic::catch_unwind(|| storm(seed, 80, false));
     run.unwrap_or_else(|_| panic!("seed {seed} failed; run it alone with CONSENSUS_SEED={seed}"))
 }
 
@@ -766,16 +779,21 @@ fn nothing_breaks_in_random_storms() {
         return;
     }
     let seeds: u64 = std::env::var("CONSENSUS_SEEDS").map_or(600, |n| n.parse().unwrap());
-    let (mut chosen, mut reads, mut voters) = (0, 0, 0);
+    let (mut chosen, mut reads, mut voters) = (0_u64, 0_u64, 0_u64);
     for seed in 0..seeds {
         let cluster = named_storm(seed);
-        chosen += cluster.chosen.len();
+        chosen += cluster.chosen.len() as u64;
         reads += cluster.reads_ready;
         let is_change = |entry: &Entry| matches!(entry.payload, Payload::Voters(_));
-        voters += cluster.chosen.iter().filter(|(e, _)| is_change(e)).count();
+        voters += cluster.chosen.iter().filter(|(e, _)| is_change(e)).count() as u64;
     }
+    println!("{seeds} storms: {chosen} entries, {reads} reads, {voters} changes of voters");
     // A storm in which nothing happens shows nothing.
-    assert!(chosen as u64 > 100 * seeds && reads > 20 * seeds && voters as u64 > 3 * seeds);
+    let enough = chosen > 100 * seeds && reads > 20 * seeds && voters > 3 * seeds;
+    assert!(
+        enough,
+        "{chosen} entries, {reads} reads, {voters} changes in {seeds} storms"
+    );
 }
 
 #[test]

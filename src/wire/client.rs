@@ -1,0 +1,478 @@
+//! What a client (`dlc`, or the console of a node) asks of a node, and the answers.
+//!
+//! Requests of the first group are answered by the node asked; those of the second by
+//! the coordinator, to which the node forwards them and repeats them across a take-over.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::schedule::{Model, Outcome};
+use super::store::{Located, Target, Upload};
+use crate::types::{
+    BlobId, Digest, FileName, Incarnation, JobId, MemberState, NodeId, RequestId, Server, Version,
+};
+
+/// One command to a node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Request {
+    // Answered by the node asked.
+    /// Join the cluster. Answered when this has happened or is refused.
+    Join,
+    /// Leave the cluster in order and stop the process. Answered when the others know.
+    Leave,
+    /// The members as this node sees them.
+    Members,
+    /// This node's process id.
+    Identity,
+    /// What this node holds on its disk.
+    Holdings,
+    /// Counters of this node.
+    Stats,
+    /// What this node knows of the suspicions and removals of a member.
+    Why(String),
+    /// The model files in this node's model directory.
+    LocalModels,
+    /// Bytes of this node's model file, from an offset, at most [`super::CHUNK_MAX`].
+    ReadLocalModel {
+        /// The model's name.
+        name: String,
+        /// The manifest, or the weights.
+        weights: bool,
+        /// First byte.
+        offset: u64,
+    },
+    /// Where versions of a file can be read, as this node knows it, perhaps out of date.
+    LocateStale {
+        /// The SDFS name.
+        name: FileName,
+        /// How many of the newest versions.
+        newest: u64,
+    },
+
+    // Answered by the coordinator.
+    /// Where the newest versions of a file can be read; newest first.
+    Locate {
+        /// The SDFS name.
+        name: FileName,
+        /// How many of the newest versions.
+        newest: u64,
+    },
+    /// Blob ids and targets for files that the client is about to upload.
+    PutBegin(Vec<FileName>),
+    /// Another target for each of these blobs in place of one that failed.
+    PutReplace {
+        /// The blobs.
+        blobs: Vec<BlobId>,
+        /// The target that failed.
+        failed: Server,
+    },
+    /// The bytes are stored as said: name them. Answered when the log has it.
+    PutCommit {
+        /// Names this command.
+        request: RequestId,
+        /// Which bytes, and who has them.
+        files: Vec<Upload>,
+    },
+    /// The client gives these uploads up.
+    PutAbort(Vec<BlobId>),
+    /// Delete all versions of a file.
+    Delete {
+        /// Names this command.
+        request: RequestId,
+        /// The SDFS name.
+        name: FileName,
+    },
+    /// The live nodes that hold the newest version of a file.
+    Replicas(FileName),
+    /// Make a model (whose files are in SDFS) available to jobs.
+    Publish {
+        /// Names this command.
+        request: RequestId,
+        /// The model.
+        model: Model,
+    },
+    /// Which live nodes have these models loaded.
+    ModelStatus(Vec<String>),
+    /// Start a job.
+    Submit {
+        /// Names this command.
+        request: RequestId,
+        /// Model name or alias.
+        model: String,
+        /// Data set pattern.
+        dataset: String,
+        /// Inputs in one task.
+        batch: u32,
+        /// Share relative to other jobs.
+        weight: u32,
+    },
+    /// All jobs.
+    Jobs,
+    /// Statistics of all jobs.
+    JobStats,
+    /// Result rows of a job in the order of its inputs, those without a row left out.
+    Rows {
+        /// The job.
+        job: JobId,
+        /// First input number.
+        from: u32,
+        /// How many inputs to look at, at most [`ROWS_MAX`].
+        count: u32,
+    },
+    /// The newest result rows of a job, in the order in which they were committed.
+    Tail {
+        /// The job.
+        job: JobId,
+        /// How many, at most [`ROWS_MAX`].
+        count: u32,
+    },
+}
+
+/// Most rows in one answer.
+pub const ROWS_MAX: u32 = 10_000;
+/// Most files in one `PutBegin` or `PutCommit`.
+pub const PUT_FILES_MAX: usize = 1_000;
+
+impl Request {
+    /// Whether only the coordinator can answer.
+    pub fn is_for_leader(&self) -> bool {
+        use Request::*;
+        !matches!(
+            self,
+            Join | Leave
+                | Members
+                | Identity
+                | Holdings
+                | Stats
+                | Why(_)
+                | LocalModels
+                | ReadLocalModel { .. }
+                | LocateStale { .. }
+        )
+    }
+}
+
+/// A member as `list_mem` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberInfo {
+    /// `NAME:HH:MM:SS`.
+    pub id: String,
+    /// The node's name.
+    pub name: NodeId,
+    /// `HOST:PORT`.
+    pub addr: String,
+    /// Alive or suspect.
+    pub state: MemberState,
+    /// Its life.
+    pub incarnation: Incarnation,
+    /// Part that it plays.
+    pub role: Role,
+}
+
+/// Part that a member plays in the coordinator group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Role {
+    /// The leader of the log.
+    Coordinator,
+    /// Another voter.
+    Standby,
+    /// Neither.
+    Member,
+}
+
+/// Where one file of an upload goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Placement {
+    /// Id of the bytes.
+    pub blob: BlobId,
+    /// Where a copy must be stored; all of them at once.
+    pub targets: Vec<Target>,
+}
+
+/// What a committed upload became.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Receipt {
+    /// The SDFS name.
+    pub file: FileName,
+    /// The version.
+    pub version: Version,
+    /// Length in bytes.
+    pub bytes: u64,
+    /// BLAKE3 of the bytes.
+    pub digest: Digest,
+    /// Process ids of the nodes that have fsynced it.
+    pub replicas: Vec<String>,
+}
+
+/// One version on a node's disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holding {
+    /// The SDFS name.
+    pub file: FileName,
+    /// The version.
+    pub version: Version,
+    /// Length in bytes.
+    pub bytes: u64,
+}
+
+/// A model in a node's model directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalModel {
+    /// Its name.
+    pub name: String,
+    /// File name of the weights, and lengths of manifest and weights in bytes; or why it cannot be published.
+    pub files: Result<(String, u64, u64), String>,
+}
+
+/// How far a published model is loaded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelState {
+    /// The publication.
+    pub model: Model,
+    /// Its publications so far, minus one.
+    pub version: u64,
+    /// Live nodes that have it loaded and warm.
+    pub ready: Vec<NodeId>,
+    /// Live nodes that have not, yet.
+    pub waiting: Vec<NodeId>,
+    /// Live nodes that could not load it, and why.
+    pub failed: Vec<(NodeId, String)>,
+}
+
+/// Status of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum JobStatus {
+    /// No task has been handed out yet.
+    Queued,
+    /// Tasks are handed out.
+    InProgress,
+    /// Held by the user.
+    Paused,
+    /// The result file is final.
+    Completed,
+    /// Ended by the user.
+    Cancelled,
+    /// Ended by a fault that no retry mends.
+    Failed,
+}
+
+impl JobStatus {
+    /// As the tables and JSON show it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            JobStatus::Queued => "QUEUED",
+            JobStatus::InProgress => "IN_PROGRESS",
+            JobStatus::Paused => "PAUSED",
+            JobStatus::Completed => "COMPLETED",
+            JobStatus::Cancelled => "CANCELLED",
+            JobStatus::Failed => "FAILED",
+        }
+    }
+}
+
+/// A row of `job_info`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobInfo {
+    /// The job.
+    pub job: JobId,
+    /// Its model's name.
+    pub model: String,
+    /// Its status.
+    pub status: JobStatus,
+    /// Inputs in one task.
+    pub batch: u32,
+    /// Data set pattern.
+    pub dataset: String,
+}
+
+/// A row of `job_stats`. Times in seconds from a task's dispatch to its
+/// acknowledgement, per query; rates in queries a second.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JobStats {
+    /// The job.
+    pub job: JobId,
+    /// Finished queries, error rows included.
+    pub count: u64,
+    /// Inputs of the job.
+    pub total: u64,
+    /// Error rows.
+    pub errors: u64,
+    /// Mean time.
+    pub mean: f64,
+    /// Standard deviation of the times (of the population).
+    pub std: f64,
+    /// 25th percentile.
+    pub p25: f64,
+    /// 75th percentile.
+    pub p75: f64,
+    /// 99th percentile.
+    pub p99: f64,
+    /// Rate of the last 10 seconds.
+    pub rate_10s: f64,
+    /// Rate since the job's submission, until its last row where it has ended.
+    pub rate_total: f64,
+    /// Nodes that were given one of its tasks in the last 10 s; empty once it has ended.
+    pub assigned_nodes: Vec<NodeId>,
+}
+
+/// A result row.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    /// The input's SDFS name.
+    pub file: FileName,
+    /// The answer or the error.
+    pub outcome: Outcome,
+}
+
+/// A node's answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Reply {
+    /// Joined, or asked for its identity: the process id.
+    Identity(String),
+    /// Done; nothing more to say.
+    Done,
+    /// To `Members`.
+    Members(Vec<MemberInfo>),
+    /// To `Holdings`.
+    Holdings(Vec<Holding>),
+    /// To `Stats`.
+    Stats(BTreeMap<String, u64>),
+    /// To `Why`: one line for each event, oldest first.
+    Events(Vec<String>),
+    /// To `LocalModels`.
+    LocalModels(Vec<LocalModel>),
+    /// To `ReadLocalModel`: bytes from the offset; empty at the end.
+    Bytes(Vec<u8>),
+    /// To `Locate` and `LocateStale`: newest first, and whether more versions exist.
+    Located(Vec<Located>),
+    /// To `Locate` of the result file of a job that has not completed: its rows are read by `Rows`.
+    LocatedJob {
+        /// The job.
+        job: JobId,
+        /// Its number of inputs.
+        inputs: u32,
+    },
+    /// To `PutBegin`, in the order of the names.
+    Placements(Vec<Placement>),
+    /// To `PutReplace`, in the order of the blobs; none where no other member is left.
+    Replacements(Vec<Option<Target>>),
+    /// To `PutCommit`, in the order of the files.
+    Receipts(Vec<Receipt>),
+    /// To `Delete`: how many versions there were.
+    Deleted(u64),
+    /// To `Replicas`: newest version and the process ids.
+    Replicas(Version, Vec<String>),
+    /// To `ModelStatus`.
+    Models(Vec<ModelState>),
+    /// To `Submit`.
+    Submitted(JobId),
+    /// To `Jobs`.
+    Jobs(Vec<JobInfo>),
+    /// To `JobStats`.
+    JobStats(Vec<JobStats>),
+    /// To `Rows` and `Tail`.
+    Rows(Vec<Row>),
+    /// Refused or failed.
+    Refused(Refusal),
+}
+
+/// Why a command was not carried out. Codes, so that every side words them alike;
+/// nothing was changed unless the variant says so.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Refusal {
+    /// The node is not in a cluster.
+    #[error("this node has not joined a cluster yet: type `join` first")]
+    NotJoined,
+    /// The node could not join.
+    #[error("cannot join: {0}")]
+    JoinRefused(String),
+    /// No coordinator with a majority answered in time. Whether the command was carried
+    /// out is not known where it had been sent before; repeat it with the same request id.
+    #[error("no coordinator with a majority of the voters is reachable{}; start the missing nodes or wait", missing(.0))]
+    NoQuorum(Vec<NodeId>),
+    /// No such file, or it is deleted.
+    #[error("no file {0:?} in SDFS: `store` lists what a node holds")]
+    NotFound(FileName),
+    /// Every holder of the version is down or has lost it.
+    #[error("no live node holds a copy of {name:?} version {}: start one of {}", .version.0, names(.holders))]
+    NoCopies {
+        /// The file.
+        name: FileName,
+        /// The version.
+        version: Version,
+        /// Nodes that hold it and are down.
+        holders: Vec<NodeId>,
+    },
+    /// The name belongs to jobs.
+    #[error(
+        "{0:?} is reserved for the result file of a job: choose a name that is not digits and `.csv`"
+    )]
+    Reserved(FileName),
+    /// The coordinator does not know this upload (it has changed, or gave it up): start it over.
+    #[error("the upload was interrupted by a change of coordinator: put the file again")]
+    UnknownUpload,
+    /// Fewer copies are on disk than the promise needs.
+    #[error("only {stored} of {wanted} copies of {name:?} are on disk: put the file again")]
+    TooFewCopies {
+        /// The file.
+        name: FileName,
+        /// Copies fsynced on live members.
+        stored: u64,
+        /// Copies that an answer needs.
+        wanted: u64,
+    },
+    /// Not a published model.
+    #[error("no model {model:?} is published{}: run `train {model}` first", published(.known))]
+    UnknownModel {
+        /// As the user named it.
+        model: String,
+        /// The published ones.
+        known: Vec<String>,
+    },
+    /// No live node could load the model.
+    #[error("model {0:?} is not loaded on any node: {1}")]
+    ModelNotLoaded(String, String),
+    /// The pattern matches no file.
+    #[error("data set {0:?} matches no file in SDFS: upload it with `upload_data`")]
+    EmptyDataset(String),
+    /// Too many inputs.
+    #[error("data set {0:?} matches {1} files, the limit is {2}")]
+    DatasetTooLarge(String, u64, u64),
+    /// Batch size or weight out of range.
+    #[error("{0}")]
+    BadArgument(String),
+    /// No such job.
+    #[error("no job {0}: `job_info` lists the jobs")]
+    UnknownJob(JobId),
+    /// More requests than the node takes at once.
+    #[error("the node is busy: try again")]
+    Busy,
+    /// The node is leaving or stopping.
+    #[error("the node is stopping")]
+    Stopping,
+    /// A fault of this node's own disk or files.
+    #[error("{0}")]
+    Failed(String),
+}
+
+fn names(nodes: &[NodeId]) -> String {
+    let names: Vec<&str> = nodes.iter().map(NodeId::as_str).collect();
+    names.join(", ")
+}
+
+fn missing(nodes: &[NodeId]) -> String {
+    if nodes.is_empty() {
+        String::new()
+    } else {
+        format!(" (missing: {})", names(nodes))
+    }
+}
+
+fn published(models: &[String]) -> String {
+    if models.is_empty() {
+        String::new()
+    } else {
+        format!(" (published: {})", models.join(", "))
+    }
+}

@@ -1,0 +1,194 @@
+//! What is said about jobs: log commands of the jobs' state machine, and assignments
+//! and reports between the leader and the workers.
+
+use serde::{Deserialize, Serialize};
+
+use super::store::{Located, Target};
+use crate::types::{BlobId, Digest, FileName, JobId, NodeId, Term, Version, WallTime};
+
+/// A network that `train` has published. The newest publication under a name holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Model {
+    /// Its name, as in `infer NAME …`.
+    pub name: String,
+    /// SDFS file and version of the manifest (`models/NAME.toml`).
+    pub manifest: (FileName, Version),
+    /// SDFS file and version of the weights.
+    pub weights: (FileName, Version),
+    /// BLAKE3 of the weights.
+    pub digest: Digest,
+}
+
+/// One input of a job, frozen when the job is submitted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Input {
+    /// The SDFS name; the row's first column.
+    pub name: FileName,
+    /// The bytes.
+    pub blob: BlobId,
+    /// Length in bytes.
+    pub bytes: u64,
+    /// BLAKE3 of the bytes.
+    pub digest: Digest,
+}
+
+/// What became of one input: its row in the result file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// The network's answer.
+    Label {
+        /// One of the manifest's labels.
+        label: String,
+        /// Softmax probability of that label, 0 to 1.
+        confidence: f32,
+    },
+    /// Why there is no answer.
+    Error(String),
+}
+
+/// Rows that a worker has computed for one task.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FinishedTask {
+    /// The job.
+    pub job: JobId,
+    /// Who ran it.
+    pub node: NodeId,
+    /// Nanoseconds from dispatch to acknowledgement, by the leader's clock.
+    pub elapsed: u64,
+    /// Input numbers and their rows. Only inputs without a row count.
+    pub rows: Vec<(u32, Outcome)>,
+}
+
+/// A change of the jobs. Applied in log order, the same on every member.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum JobCommand {
+    /// Makes a network available to jobs.
+    Publish(Model),
+    /// Starts a job; its inputs are listed from the catalog when this is applied.
+    Submit {
+        /// Name of a published model.
+        model: String,
+        /// Data set pattern, as the user typed it.
+        dataset: String,
+        /// Inputs in one task.
+        batch: u32,
+        /// Share relative to other jobs; 1 is usual.
+        weight: u32,
+        /// When, by the leader's wall clock.
+        at: WallTime,
+    },
+    /// Rows of finished tasks.
+    Finished {
+        /// The tasks.
+        tasks: Vec<FinishedTask>,
+        /// When, by the leader's wall clock.
+        at: WallTime,
+    },
+    /// The result file is committed.
+    Completed {
+        /// The job.
+        job: JobId,
+        /// When, by the leader's wall clock.
+        at: WallTime,
+    },
+}
+
+/// Names one hand-out of one task: unique in a cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct AssignmentId {
+    /// Term of the leader that made it.
+    pub term: Term,
+    /// That leader's counter.
+    pub counter: u64,
+}
+
+/// An input as a worker needs it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AssignedInput {
+    /// Its number in the job.
+    pub index: u32,
+    /// What to read.
+    pub input: Input,
+    /// Live holders; the worker's own disk comes first.
+    pub sources: Vec<Target>,
+}
+
+/// A task for one node. A node accepts it only while idle and only with its current token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Assignment {
+    /// Its name.
+    pub id: AssignmentId,
+    /// The worker's token that this consumes.
+    pub token: u64,
+    /// The job.
+    pub job: JobId,
+    /// Name of the network.
+    pub model: String,
+    /// Digest of its weights.
+    pub digest: Digest,
+    /// The inputs, at most the job's batch size.
+    pub inputs: Vec<AssignedInput>,
+}
+
+/// What a worker says of itself: on change, and every half second.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerStatus {
+    /// The highest leader's term that this worker has seen.
+    pub term: Term,
+    /// Consumed by the next assignment; raised with each result.
+    pub token: u64,
+    /// What it runs now.
+    pub running: Option<(AssignmentId, JobId, Vec<u32>)>,
+    /// Networks that are loaded and warm: name and digest of the weights.
+    pub models: Vec<(String, Digest)>,
+    /// Networks that could not be loaded: name, digest and reason.
+    pub failed_models: Vec<(String, Digest, String)>,
+}
+
+/// Between the leader and the workers, one way each.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ScheduleMessage {
+    /// Leader to worker: say what you run. Sent by a new leader before it assigns.
+    Query {
+        /// Term of the leader; lower ones than known are refused.
+        term: Term,
+    },
+    /// Leader to worker: run this. Repeated until the status shows it.
+    Assign {
+        /// Term of the leader; lower ones than known are refused.
+        term: Term,
+        /// The task.
+        assignment: Assignment,
+    },
+    /// Worker to leader.
+    Status(WorkerStatus),
+    /// Worker to leader: repeated with each status until `DoneAck` or the next assignment.
+    Done {
+        /// Which assignment.
+        id: AssignmentId,
+        /// The job.
+        job: JobId,
+        /// Input numbers and outcomes, one for each input of the assignment.
+        rows: Vec<(u32, Outcome)>,
+        /// The status after it, with the raised token.
+        status: WorkerStatus,
+    },
+    /// Leader to worker: the result arrived.
+    DoneAck {
+        /// Which assignment.
+        id: AssignmentId,
+    },
+}
+
+/// A published model as a node must load it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelFiles {
+    /// Its name.
+    pub name: String,
+    /// Digest of the weights.
+    pub digest: Digest,
+    /// The manifest's bytes and their holders.
+    pub manifest: Located,
+    /// The weights' bytes and their holders.
+    pub weights: Located,
+}

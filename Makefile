@@ -13,7 +13,7 @@ BIN := $(or $(CARGO_TARGET_DIR),target)/release
 # `introducer`, `dlc` and everything that is tested without networks.
 LIGHT := --locked --no-default-features
 # Where the tests on real processes and the demo find the executables.
-export DLC_BIN_DIR = $(abspath $(BIN))
+export DLC_BIN = $(abspath $(BIN))
 
 .PHONY: help demo run-introducer run-node need-name build build-light libtorch data data-flowers models \
 	test cluster-test sim lint train-lenet train-resnet50 bench
@@ -58,13 +58,14 @@ data-flowers: ## the flowers in data/flowers: FLOWERS=DIR, or else the official 
 models: ## verifies the weights in models/ and names the models that have none
 	@models/verify.sh
 
+# Without networks first, the tests on real processes and the simulator among
+# them; then what needs libtorch, on the build of the executables.
 test: build data models ## every test that needs no special machine
-	$(CARGO) test $(LIGHT)
+	$(CARGO) test $(LIGHT) --no-fail-fast
 	$(CARGO) test --release --locked --lib models::
-	@$(MAKE) --no-print-directory cluster-test
 
 cluster-test: build data models ## the tests on real processes: start, join, put, get, infer, kill, restart
-	$(CARGO) test $(LIGHT) --test cluster -- --ignored --test-threads=1
+	$(CARGO) test $(LIGHT) --test cluster
 
 sim: ## replays one simulation, SEED=n, or hunts through many, SEEDS=n
 	@test -n "$(SEED)$(SEEDS)" || { echo "error: which? make sim SEED=7 or make sim SEEDS=2000" >&2; exit 2; }
@@ -73,8 +74,8 @@ sim: ## replays one simulation, SEED=n, or hunts through many, SEEDS=n
 lint: libtorch ## format, clippy, licences and sources of the dependencies, advisories
 	@.make/lint.sh
 
-train-lenet: libtorch data ## trains LeNet anew on MNIST; DATA=data/mnist, EPOCHS=
-	@$(CARGO) run --release --locked --example train -- lenet --data $(or $(DATA),data/mnist) $(if $(EPOCHS),--epochs $(EPOCHS))
+train-lenet: libtorch data ## trains LeNet anew on MNIST, in minutes; DATA=data/mnist, EPOCHS=
+	@$(CARGO) run --release --locked --bin train -- lenet --data $(or $(DATA),data/mnist) $(if $(EPOCHS),--epochs $(EPOCHS))
 
 # Not in the list of `make help` until they do something.
 train-resnet50 bench:

@@ -1,4 +1,5 @@
 //! The Distributed Learning Cluster.
 #![warn(missing_docs)]
+pub mod store;
 pub mod types;
 pub mod wire;

@@ -14,7 +14,7 @@ use super::{Node, live_holders, voters};
 use crate::consensus::{Entry, Payload, ReadId};
 use crate::schedule::{ScheduleOutput, Scheduler};
 use crate::store::repair::{Repair, RepairOutput};
-use crate::store::uploads::Uploads;
+use crate::store::uploads::{Abandoned, Uploads};
 use crate::types::{BlobId, Index, NodeId, RequestId, Server, Term, Time, View};
 use crate::wire::client::{Refusal, Reply, Request};
 use crate::wire::peer::{Change, Command, PeerMessage};
@@ -138,9 +138,15 @@ impl Node {
 
     fn expire_uploads(&mut self) {
         let Some(leading) = &mut self.leading else { return };
-        let term = leading.term;
-        for (server, blobs) in leading.uploads.expired(self.now) {
-            self.send(server, PeerMessage::Store(StoreMessage::Drop { term, blobs }));
+        let abandoned = leading.uploads.handle_timeout(self.now);
+        self.drop_abandoned(abandoned);
+    }
+
+    /// Whoever was to hold an upload that is given up drops what it has of it.
+    fn drop_abandoned(&mut self, abandoned: Vec<Abandoned>) {
+        let term = self.consensus.term();
+        for Abandoned { to, blobs } in abandoned {
+            self.send(to, PeerMessage::Store(StoreMessage::Drop { term, blobs }));
         }
     }
 
@@ -198,14 +204,14 @@ impl Node {
     pub(super) fn handle_stored_report(&mut self, from: Server, blobs: Vec<BlobId>) {
         let Some(leading) = &mut self.leading else { return };
         let blobs = leading.results.handle_stored(&from, blobs);
-        let changes = leading.repair.handle_stored(self.now, &from, blobs, &self.state.catalog, &self.view);
+        let changes = leading.repair.handle_stored(self.now, &from, &blobs, &self.state.catalog, &self.view);
         self.propose_replicas(changes);
     }
 
     /// A member reports copies that it lost or could not make.
     pub(super) fn handle_missing_report(&mut self, from: Server, blobs: Vec<BlobId>) {
         let Some(leading) = &mut self.leading else { return };
-        let changes = leading.repair.handle_missing(self.now, &from, blobs, &self.state.catalog);
+        let changes = leading.repair.handle_missing(self.now, &from, &blobs, &self.state.catalog, &self.view);
         self.propose_replicas(changes);
     }
 
@@ -248,19 +254,20 @@ impl Node {
         let Some(leading) = &mut self.leading else { return Reply::Refused(Refusal::Busy) };
         match request {
             Request::PutBegin(names) => {
-                if let Some(name) = names.iter().find(|name| name.is_reserved()) {
-                    return Reply::Refused(Refusal::Reserved(name.clone()));
-                }
                 match leading.uploads.begin(self.now, names, &self.view) {
                     Ok(placements) => Reply::Placements(placements),
                     Err(refusal) => Reply::Refused(refusal),
                 }
             }
             Request::PutReplace { blobs, failed } => {
-                Reply::Replacements(leading.uploads.replace(self.now, &blobs, &failed, &self.view))
+                match leading.uploads.replace(self.now, &blobs, &failed, &self.view) {
+                    Ok(targets) => Reply::Replacements(targets),
+                    Err(refusal) => Reply::Refused(refusal),
+                }
             }
             Request::PutAbort(blobs) => {
-                leading.uploads.abort(&blobs);
+                let abandoned = leading.uploads.abort(&blobs);
+                self.drop_abandoned(abandoned);
                 Reply::Done
             }
             _ => Reply::Refused(Refusal::Busy),
@@ -294,7 +301,9 @@ impl Node {
         let Some(leading) = &mut self.leading else { return Err(Refusal::Busy) };
         match request {
             Request::PutCommit { files, .. } => {
-                leading.uploads.commit(self.now, files, &self.view)?;
+                leading.uploads.check_commit(files, &self.view)?;
+                let blobs: Vec<BlobId> = files.iter().map(|file| file.blob).collect();
+                leading.uploads.committing(&blobs);
                 Ok(Change::Catalog(CatalogCommand::Put(files.clone())))
             }
             Request::Delete { name, .. } => {
@@ -335,10 +344,10 @@ impl Node {
         if matches!(entry.payload, Payload::Empty) && entry.term == leading.term {
             leading.ready = true;
         }
-        leading.repair.handle_applied();
         leading.scheduler.handle_applied(self.now, &self.state.jobs);
         if let Some((_, Outcome::Put(files))) = &outcome {
-            leading.uploads.finished(files.iter().map(|(_, blob, _)| blob));
+            let blobs: Vec<BlobId> = files.iter().map(|(_, blob, _)| *blob).collect();
+            leading.uploads.finished(&blobs);
         }
         let Some((Some(id), outcome)) = outcome else { return };
         let Some((request, waiters)) = leading.waiting.remove(&id) else { return };

@@ -30,7 +30,7 @@ use crate::store::replica::Replica;
 use crate::types::{BlobId, ClusterId, Member, Server, Term, Time, View, WallTime};
 use crate::wire::client::{Refusal, Reply, Request};
 use crate::wire::peer::PeerMessage;
-use crate::wire::schedule::{ModelFiles, ScheduleMessage};
+use crate::wire::schedule::{Model, ModelFiles, ScheduleMessage};
 use crate::wire::store::{Located, StoreMessage, Target};
 use gateway::Gateway;
 use io::{Input, Output, RequestToken, Start};
@@ -62,8 +62,6 @@ pub struct Node {
     loader: Loader,
     gateway: Gateway,
     leading: Option<Leading>,
-    /// Entries were applied since the replica last looked.
-    applied: bool,
     report_at: Time,
     outputs: VecDeque<Output>,
     /// Messages of this node to itself.
@@ -82,6 +80,9 @@ impl Node {
     pub fn new(start: Start, now: Time) -> Node {
         let mut seeds = crate::types::Rng::new(start.seed);
         let config = consensus::Config::default();
+        // Whatever this disk's log may still commit is of no higher term.
+        let last = start.recovered.entries.last().map_or(Term(0), |entry| entry.term);
+        let guard = start.recovered.hard_state.term.max(last);
         Node {
             consensus: Consensus::new(config, start.me.clone(), start.recovered, seeds.next_u64(), now),
             state: State::default(),
@@ -89,12 +90,11 @@ impl Node {
             joined: None,
             joining: Vec::new(),
             leaving: None,
-            replica: Replica::new(start.me.clone(), start.held),
+            replica: Replica::new(start.me.clone(), start.held, guard),
             worker: Worker::new(start.me.node.clone(), now),
             loader: Loader::default(),
             gateway: Gateway::new(now),
             leading: None,
-            applied: false,
             report_at: now,
             outputs: VecDeque::new(),
             local: VecDeque::new(),
@@ -125,8 +125,8 @@ impl Node {
             }
             Input::Persisted(ticket) => self.consensus.handle_persisted(now, ticket),
             Input::Fetched(results) => {
-                let reports = self.replica.handle_fetched(results);
-                self.report(reports);
+                let report = self.replica.handle_fetched(results);
+                self.report(report.stored, report.missing);
             }
             Input::Written { blob, result } => {
                 if result.is_ok() {
@@ -134,7 +134,11 @@ impl Node {
                 }
                 self.handle_result_written(blob, result);
             }
-            Input::Corrupt(blob) => self.replica.handle_corrupt(blob),
+            Input::Corrupt(blob) => {
+                if self.replica.handle_corrupt(blob) {
+                    self.report(Vec::new(), vec![blob]);
+                }
+            }
             Input::BatchDone { id, rows } => self.worker.handle_batch_done(now, id, rows),
             Input::ModelLoaded { name, digest, result } => {
                 self.loader.handle_loaded(now, &name, digest, result.clone());
@@ -165,7 +169,7 @@ impl Node {
             self.joining.iter().map(|(_, deadline)| *deadline).min(),
             self.leaving.as_ref().filter(|leaving| !leaving.told).map(|leaving| leaving.deadline),
         ];
-        if self.replica.is_missing_some(&self.state.catalog) {
+        if self.replica.lost() > 0 {
             times.push(Some(self.report_at));
         }
         if let Some(leading) = &self.leading {
@@ -235,16 +239,10 @@ impl Node {
             let why = "no introducer has answered yet; check --introducer and that one runs there. This node goes on trying";
             self.reply(token, Reply::Refused(Refusal::JoinRefused(why.into())));
         }
-        if std::mem::take(&mut self.applied) {
-            let removed = self.replica.handle_applied(self.state.term, &self.state.catalog);
-            self.remove(removed);
-        }
-        if self.report_at <= now {
+        if self.report_at <= now && self.replica.lost() > 0 {
             self.report_at = now + REPORT_PERIOD;
-            let missing = self.replica.missing(&self.state.catalog);
-            if !missing.is_empty() {
-                self.tell_leader(PeerMessage::Store(StoreMessage::Missing(missing)));
-            }
+            let missing = self.replica.missing();
+            self.report(Vec::new(), missing);
         }
         if let Some(model) = self.loader.next(now, &self.state) {
             self.load(model);
@@ -313,7 +311,7 @@ impl Node {
                 }
             }
             StoreMessage::Drop { term, blobs } if term >= self.consensus.term() => {
-                let removed = self.replica.handle_drop(blobs, &self.state.catalog);
+                let removed = self.replica.handle_drop(term, &blobs);
                 self.remove(removed);
             }
             // Orders of a deposed leader (fencing, P10).
@@ -352,8 +350,9 @@ impl Node {
             consensus::Output::Send { to, message } => self.send(to, PeerMessage::Consensus(message)),
             consensus::Output::Persist(write) => self.outputs.push_back(Output::Persist(write)),
             consensus::Output::Apply(entry) => {
-                self.applied = true;
                 let outcome = self.state.apply(&entry);
+                let orphans = self.replica.handle_applied(entry.term, &self.state.catalog);
+                self.remove(orphans);
                 self.handle_applied(&entry, outcome);
             }
             consensus::Output::Durable(index) => self.handle_durable(index),
@@ -390,7 +389,7 @@ impl Node {
         }
     }
 
-    fn load(&mut self, model: crate::wire::schedule::Model) {
+    fn load(&mut self, model: Model) {
         let find = |(name, version): &(crate::types::FileName, crate::types::Version)| {
             let versions = self.state.catalog.versions(name, u64::MAX);
             versions.into_iter().find(|record| record.version == *version).map(|record| self.located(record))
@@ -429,9 +428,13 @@ impl Node {
         }
     }
 
-    fn report(&mut self, reports: Vec<StoreMessage>) {
-        for report in reports {
-            self.tell_leader(PeerMessage::Store(report));
+    /// Tells the leader of copies that came to this disk, and of those that did not or are lost.
+    fn report(&mut self, stored: Vec<BlobId>, missing: Vec<BlobId>) {
+        if !stored.is_empty() {
+            self.tell_leader(PeerMessage::Store(StoreMessage::Stored(stored)));
+        }
+        if !missing.is_empty() {
+            self.tell_leader(PeerMessage::Store(StoreMessage::Missing(missing)));
         }
     }
 
@@ -464,5 +467,3 @@ impl Node {
 fn live_holders(record: &crate::store::catalog::VersionRecord, view: &View) -> Vec<Target> {
     record.replicas.iter().filter_map(|server| view.server(server)).map(placement::target).collect()
 }
-
-use crate::wire::schedule::Model;

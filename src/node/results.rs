@@ -87,9 +87,7 @@ impl Node {
     fn write_result(&mut self, job: JobId, name: FileName) {
         let bytes = self.state.jobs.csv(job);
         let Some(leading) = &mut self.leading else { return };
-        // Too many uploads at once: tried again with the next turn.
-        let Ok(placements) = leading.uploads.begin(self.now, vec![name.clone()], &self.view) else { return };
-        let blob = placements[0].blob;
+        let blob = leading.uploads.next_blob();
         leading.results.jobs.insert(job, (blob, Stage::Writing));
         self.outputs.push_back(super::io::Output::Write { blob, name, bytes });
     }
@@ -110,7 +108,6 @@ impl Node {
             Err(why) => {
                 log::error!("the result file of job {job} could not be written: {why}; it is tried again");
                 leading.results.jobs.remove(&job);
-                leading.uploads.abort(&[blob]);
             }
         }
     }
@@ -127,7 +124,7 @@ impl Node {
         };
         let Some(leading) = &mut self.leading else { return };
         let wanted = REPLICAS.min(self.view.members.len());
-        if live.len() >= wanted && leading.uploads.commit(now, std::slice::from_ref(&upload), &self.view).is_ok() {
+        if live.len() >= wanted {
             leading.results.jobs.insert(job, (located.blob, Stage::Proposed));
             return self.propose(None, Change::Catalog(CatalogCommand::Put(vec![upload])));
         }

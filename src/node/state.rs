@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use crate::consensus::{Entry, Payload};
 use crate::schedule::jobs::Jobs;
-use crate::store::catalog::{Applied, Catalog};
+use crate::store::catalog::{Applied, Catalog, VersionRecord};
 use crate::types::{BlobId, FileName, Index, JobId, RequestId, Term, Version};
 use crate::wire::client::Refusal;
 use crate::wire::peer::{Change, Command};
@@ -160,8 +160,8 @@ impl State {
         if found.len() > INPUTS_MAX {
             return Err(Refusal::DatasetTooLarge(dataset.into(), found.len() as u64, INPUTS_MAX as u64));
         }
-        let input = |(name, record): (FileName, crate::store::catalog::VersionRecord)| Input {
-            name,
+        let input = |record: &VersionRecord| Input {
+            name: record.name.clone(),
             blob: record.blob,
             bytes: record.bytes,
             digest: record.digest,

@@ -15,11 +15,15 @@
 pub mod catalog;
 pub mod names;
 pub mod placement;
+pub mod repair;
 pub mod replica;
+pub mod uploads;
 
 pub use catalog::{Applied, Catalog, Replicas, VersionRecord};
 pub use placement::{Ring, targets};
+pub use repair::{Repair, RepairOutput};
 pub use replica::{FetchReport, PullAnswer, Replica};
+pub use uploads::{Abandoned, Uploads};
 
 #[cfg(test)]
 mod tests;

@@ -3,7 +3,9 @@
 mod catalog;
 mod names;
 mod placement;
+mod repair;
 mod replica;
+mod uploads;
 
 use std::collections::BTreeMap;
 

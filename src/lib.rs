@@ -2,7 +2,9 @@
 #![warn(missing_docs)]
 
 pub mod consensus;
+pub mod node;
 pub mod planted;
+pub mod schedule;
 pub mod store;
 pub mod types;
 pub mod wire;

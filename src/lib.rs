@@ -1,4 +1,4 @@
 //! The Distributed Learning Cluster.
 #![warn(missing_docs)]
-pub mod types;
 pub mod models;
+pub mod types;

@@ -104,7 +104,10 @@ mod tests {
 
     #[test]
     fn it_has_the_parameters_of_lenet_5() {
-        let count: i64 = TENSORS.iter().map(|(_, shape)| shape.iter().product::<i64>()).sum();
+        let count: i64 = TENSORS
+            .iter()
+            .map(|(_, shape)| shape.iter().product::<i64>())
+            .sum();
         assert_eq!(count, 61_706);
     }
 
@@ -125,7 +128,10 @@ mod tests {
         let expected = 0.25 * 1.5 * 4.0 * 1.2 * 0.84;
         for class in 0..CLASSES {
             let logit = logits.double_value(&[1, class]);
-            assert!((logit - expected).abs() < 1e-5, "{logit} instead of {expected}");
+            assert!(
+                (logit - expected).abs() < 1e-5,
+                "{logit} instead of {expected}"
+            );
         }
     }
 
@@ -138,7 +144,10 @@ mod tests {
         let mut shape = tensors(0.0);
         shape[4].1 = Tensor::zeros([120, 256], (Kind::Float, Device::Cpu));
         let text = refusal(&shape);
-        assert!(text.contains("fc1.weight") && text.contains("256"), "{text}");
+        assert!(
+            text.contains("fc1.weight") && text.contains("256"),
+            "{text}"
+        );
         let mut nan = tensors(0.0);
         nan[7].1 = Tensor::full([84], f64::NAN, (Kind::Float, Device::Cpu));
         let text = refusal(&nan);
@@ -147,7 +156,10 @@ mod tests {
         infinite[7].1 = Tensor::full([84], f64::INFINITY, (Kind::Float, Device::Cpu));
         assert!(refusal(&infinite).contains("fc2.bias"));
         let mut unknown = tensors(0.0);
-        unknown.push(("fc4.bias".into(), Tensor::zeros([1], (Kind::Float, Device::Cpu))));
+        unknown.push((
+            "fc4.bias".into(),
+            Tensor::zeros([1], (Kind::Float, Device::Cpu)),
+        ));
         assert!(refusal(&unknown).contains("fc4.bias"));
         let bytes = to_safetensors(&tensors(0.0), None);
         let truncated = Weights::from_safetensors("lenet", &bytes[..bytes.len() - 1]);

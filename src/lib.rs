@@ -1,3 +1,5 @@
 //! The Distributed Learning Cluster.
 #![warn(missing_docs)]
+pub mod membership;
 pub mod types;
+pub mod wire;

@@ -1,0 +1,2 @@
+//! What nodes say to one another.
+pub mod datagram;

@@ -2,6 +2,7 @@
 #![warn(missing_docs)]
 
 pub mod consensus;
+pub mod console;
 pub mod membership;
 pub mod models;
 pub mod node;

@@ -82,14 +82,17 @@ impl Backlog {
                 self.window.insert(input);
             }
         }
+        self.is_open_to_all()
+    }
+
+    /// Whether something waits that any node may do.
+    pub(super) fn is_open_to_all(&self) -> bool {
         !self.window.is_empty() || !self.returned.is_empty()
     }
 
-    /// Whether there is something for `node`; `others` are the nodes that could do it.
-    pub(super) fn has_work_for(&self, node: &NodeId, others: &[&NodeId]) -> bool {
-        !self.window.is_empty()
-            || !self.returned.is_empty()
-            || self.failed_for(node, others).next().is_some()
+    /// Whether a failed input waits that `node` may try; `others` are all that could.
+    pub(super) fn is_open_to(&self, node: &NodeId, others: &[&NodeId]) -> bool {
+        self.failed_for(node, others).next().is_some()
     }
 
     /// Failed inputs that `node` may try: it has not failed them, or nobody else is left.

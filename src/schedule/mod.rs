@@ -23,6 +23,7 @@
 //! place is [`Scheduler::poll_output`], where a free node finds no work.
 
 mod backlog;
+mod choice;
 pub mod fair;
 pub mod jobs;
 #[cfg(test)]
@@ -39,8 +40,7 @@ use jobs::{BATCH_MAX, Job, Jobs};
 
 use crate::types::{Digest, JobId, NodeId, Term, Time};
 use crate::wire::schedule::{
-    AssignedInput, Assignment, AssignmentId, FinishedTask, Input, Outcome, ScheduleMessage,
-    WorkerStatus,
+    Assignment, AssignmentId, FinishedTask, Input, Outcome, ScheduleMessage, WorkerStatus,
 };
 use crate::wire::store::Target;
 
@@ -135,6 +135,11 @@ impl Active {
         self.share.settle(served);
     }
 
+    /// Whether there is something that `node` may do; `usable` are all who could.
+    fn has_work_for<'a>(&self, node: &NodeId, usable: impl Fn() -> Vec<&'a NodeId>) -> bool {
+        self.backlog.is_open_to_all() || self.backlog.is_open_to(node, &usable())
+    }
+
     fn deadline(&self, queries: u64) -> Duration {
         if self.slowest == 0 {
             return DEADLINE_UNMEASURED;
@@ -223,7 +228,7 @@ impl Scheduler {
     }
 
     /// What a worker says of itself.
-    pub fn handle_status(&mut self, now: Time, jobs: &Jobs, node: &NodeId, status: WorkerStatus) {
+    fn handle_status(&mut self, now: Time, jobs: &Jobs, node: &NodeId, status: WorkerStatus) {
         self.sync(jobs);
         let Some(known) = self.nodes.get_mut(node) else {
             return;
@@ -304,16 +309,41 @@ impl Scheduler {
         }
     }
 
+    /// A message from the worker of `node`, which a connection of its has proved.
+    pub fn handle_message(
+        &mut self,
+        now: Time,
+        jobs: &Jobs,
+        node: &NodeId,
+        message: ScheduleMessage,
+    ) {
+        match message {
+            ScheduleMessage::Status(status) => self.handle_status(now, jobs, node, status),
+            ScheduleMessage::Done {
+                id,
+                job,
+                rows,
+                status,
+            } => {
+                self.handle_done(now, jobs, node, id, (job, rows));
+                self.handle_status(now, jobs, node, status);
+            }
+            // For the worker's side: another leader's mistake, of no consequence here.
+            ScheduleMessage::Query { .. }
+            | ScheduleMessage::Assign { .. }
+            | ScheduleMessage::DoneAck { .. } => {}
+        }
+    }
+
     /// A result. It counts whenever it comes; the log takes each input's row once.
-    pub fn handle_done(
+    /// The status that comes with it is to be handled after it.
+    fn handle_done(
         &mut self,
         now: Time,
         jobs: &Jobs,
         node: &NodeId,
         id: AssignmentId,
-        job: JobId,
-        rows: Vec<(u32, Outcome)>,
-        status: WorkerStatus,
+        (job, mut rows): (JobId, Vec<(u32, Outcome)>),
     ) {
         self.sync(jobs);
         let (to, message) = (node.clone(), ScheduleMessage::DoneAck { id });
@@ -322,32 +352,32 @@ impl Scheduler {
         let lost = self.lost.remove(&id);
         let dispatched = own.as_ref().map(|task| task.dispatched).or(lost);
         let elapsed = now.since(dispatched.unwrap_or(self.began)).as_nanos() as u64;
-        let others: Vec<NodeId> = match self.jobs.get(&job) {
-            Some(active) => self.usable(&active.model).into_iter().cloned().collect(),
-            None => Vec::new(),
-        };
-        if let (Some(active), Some(found)) = (self.jobs.get_mut(&job), jobs.job(job)) {
-            let mut rows = rows;
-            rows.truncate(BATCH_MAX as usize);
-            let rows = judge_rows(active, found, node, id, rows, &others);
-            if let Some(task) = &own {
-                let queries = task.inputs.len().max(1) as u64;
-                active.slowest = active.slowest.max(elapsed / queries).max(1);
-            }
-            let inputs = own.iter().flat_map(|task| &task.inputs);
-            inputs.for_each(|input| active.backlog.release(found, *input));
-            active.settle();
-            if !rows.is_empty() {
-                self.finished.push_back(FinishedTask {
-                    job,
-                    node: node.clone(),
-                    elapsed,
-                    rows,
-                });
-            }
-        }
         self.wake(true);
-        self.handle_status(now, jobs, node, status);
+        let usable: Vec<NodeId> = match self.jobs.get(&job) {
+            Some(active) => self.usable(&active.model).into_iter().cloned().collect(),
+            None => return,
+        };
+        let (Some(active), Some(found)) = (self.jobs.get_mut(&job), jobs.job(job)) else {
+            return;
+        };
+        rows.truncate(BATCH_MAX as usize);
+        let rows = judge_rows(active, found, node, id, rows, &usable);
+        if let Some(task) = &own {
+            let queries = task.inputs.len().max(1) as u64;
+            active.slowest = active.slowest.max(elapsed / queries).max(1);
+        }
+        let inputs = own.iter().flat_map(|task| &task.inputs);
+        inputs.for_each(|input| active.backlog.release(found, *input));
+        active.settle();
+        if !rows.is_empty() {
+            let node = node.clone();
+            self.finished.push_back(FinishedTask {
+                job,
+                node,
+                elapsed,
+                rows,
+            });
+        }
     }
 
     /// Log entries have changed `jobs`: new jobs, rows, ended jobs.
@@ -573,137 +603,6 @@ impl Scheduler {
             tasks.extend(self.finished.pop_front());
         }
         (!tasks.is_empty()).then_some(tasks)
-    }
-
-    /// Finds out which jobs are open and compared, and lets those enter that became so.
-    fn reshape(&mut self, jobs: &Jobs) {
-        if !std::mem::take(&mut self.reshape) {
-            return;
-        }
-        let mut wanted = BTreeSet::new();
-        for (id, active) in &mut self.jobs {
-            let job = jobs.job(*id);
-            if job.is_some_and(|job| active.backlog.has_work_for_all(job)) {
-                wanted.insert(active.model.clone());
-            }
-        }
-        let reported = self.nodes.values().filter(|node| node.reported);
-        let working: Vec<&Node> = reported
-            .filter(|node| !node.models.is_disjoint(&wanted))
-            .collect();
-        let mut entering = Vec::new();
-        for (id, active) in &mut self.jobs {
-            let job = jobs.job(*id);
-            let has_work = job.is_some_and(|job| active.backlog.has_work_for_all(job));
-            let mut loaded = working.iter().map(|n| n.models.contains(&active.model));
-            let open = has_work && loaded.clone().any(|loaded| loaded);
-            let compared = open && loaded.all(|loaded| loaded);
-            if (open && !active.open) || (compared && !active.compared) {
-                entering.push((*id, open, compared));
-                (active.open, active.compared) = (false, false);
-            } else {
-                (active.open, active.compared) = (open, compared);
-            }
-        }
-        for (id, open, compared) in entering {
-            let smallest = self.smallest_share();
-            if let Some(active) = self.jobs.get_mut(&id) {
-                active.share.enter(smallest.as_ref());
-                (active.open, active.compared) = (open, compared);
-            }
-        }
-    }
-
-    /// The share with the smallest pass among the compared jobs, else among the open ones.
-    fn smallest_share(&self) -> Option<Share> {
-        let least = |shares: &mut dyn Iterator<Item = &Active>| {
-            let least = shares.min_by_key(|active| active.share.pass());
-            least.map(|active| active.share.clone())
-        };
-        least(&mut self.jobs.values().filter(|active| active.compared))
-            .or_else(|| least(&mut self.jobs.values().filter(|active| active.open)))
-    }
-
-    /// The job that is served next on `node`: the smallest pass, then the smallest number.
-    fn choose(&self, name: &NodeId, node: &Node) -> Option<JobId> {
-        let mut best: Option<(JobId, &Active)> = None;
-        for (id, active) in &self.jobs {
-            let better = best.is_none_or(|(_, best)| active.share.pass() < best.share.pass());
-            if better
-                && node.models.contains(&active.model)
-                && active
-                    .backlog
-                    .has_work_for(name, &self.usable(&active.model))
-            {
-                best = Some((*id, active));
-            }
-        }
-        best.map(|(id, _)| id)
-    }
-
-    /// Gives `node` a task of `job`.
-    fn dispatch(
-        &mut self,
-        now: Time,
-        jobs: &Jobs,
-        node: &NodeId,
-        job: JobId,
-        sources: &dyn Fn(&Input) -> Vec<Target>,
-        holds: &dyn Fn(&NodeId, &Input) -> bool,
-    ) -> Option<ScheduleOutput> {
-        let others: Vec<NodeId> = {
-            let usable = self.usable(&self.jobs.get(&job)?.model);
-            usable.into_iter().cloned().collect()
-        };
-        let others: Vec<&NodeId> = others.iter().collect();
-        let found = jobs.job(job)?;
-        let active = self.jobs.get_mut(&job)?;
-        let input_of = |input: u32| &found.inputs[input as usize];
-        let held = |input: u32| holds(node, input_of(input));
-        let count = active.batch as usize;
-        let inputs = active.backlog.take(node, &others, count, &held);
-        let queries = inputs.len() as u64;
-        active.share.hand_out(queries);
-        active.in_flight += queries;
-        active.started = true;
-        active
-            .assigned
-            .retain(|_, at| now.since(*at) < ASSIGNED_WINDOW);
-        active.assigned.insert(node.clone(), now);
-        self.reshape |= !active.backlog.has_work_for_all(found);
-        self.counter += 1;
-        let known = self.nodes.get_mut(node)?;
-        let assigned = |index: &u32| AssignedInput {
-            index: *index,
-            input: input_of(*index).clone(),
-            sources: sources(input_of(*index)),
-        };
-        let assignment = Assignment {
-            id: AssignmentId {
-                term: self.term,
-                counter: self.counter,
-            },
-            token: known.token,
-            job,
-            model: active.model.0.clone(),
-            digest: active.model.1,
-            inputs: inputs.iter().map(assigned).collect(),
-        };
-        known.task = Some(Task {
-            id: assignment.id,
-            token: known.token,
-            job,
-            inputs,
-            dispatched: now,
-            confirmed: false,
-            late: false,
-            assignment: Some(assignment.clone()),
-            repeat_at: now + REPEAT,
-            deadline: now + active.deadline(queries),
-        });
-        let (to, term) = (node.clone(), self.term);
-        let message = ScheduleMessage::Assign { term, assignment };
-        Some(ScheduleOutput::Send { to, message })
     }
 }
 

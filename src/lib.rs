@@ -1,4 +1,5 @@
 //! The Distributed Learning Cluster.
 #![warn(missing_docs)]
+pub mod disk;
 pub mod types;
 pub mod wire;

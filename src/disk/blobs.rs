@@ -195,6 +195,23 @@ impl Blobs {
         Ok(())
     }
 
+    /// Whether `blob` is here already, with this content.
+    ///
+    /// *Errors*: it is here with another content; an id names the same bytes for ever.
+    fn holds_same(&self, blob: BlobId, digest: Digest) -> Result<bool, DiskError> {
+        let path = self.path(blob);
+        match self.opened(&path) {
+            Ok((_, trailer)) if trailer.digest == digest => Ok(true),
+            Ok(_) => Err(DiskError::Damaged {
+                path,
+                problem: "this blob is stored with another content already: start the upload over"
+                    .into(),
+            }),
+            Err(DiskError::NoBlob(_) | DiskError::Damaged { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Moves the file of `blob` away, for it failed its check.
     fn set_aside(&self, blob: BlobId) -> DiskError {
         let path = self.corrupt.join(blob.to_string());
@@ -340,7 +357,9 @@ impl BlobWriter<'_> {
             .sync_all()
             .map_err(at("sync", &self.temporary.0))?;
         let path = self.blobs.path(self.blob);
-        self.temporary.rename(&path)?;
+        if !self.blobs.holds_same(self.blob, digest)? {
+            self.temporary.rename(&path)?;
+        }
         sync_directory(path.parent().expect("a blob is in a folder"))?;
         Ok(digest)
     }
@@ -386,16 +405,15 @@ impl<'a> BlobBatch<'a> {
     /// Takes a blob whose content is complete. Its digest; not durable before `finish`.
     pub fn add(&mut self, mut writer: BlobWriter<'a>) -> Result<Digest, DiskError> {
         let digest = writer.close()?;
-        let path = self.blobs.path(writer.blob);
-        self.written.push((writer.temporary, path));
+        if !self.blobs.holds_same(writer.blob, digest)? {
+            let path = self.blobs.path(writer.blob);
+            self.written.push((writer.temporary, path));
+        }
         Ok(digest)
     }
 
     /// Makes all of them durable. After an error none of them may be reported as stored.
     pub fn finish(self) -> Result<(), DiskError> {
-        if self.written.is_empty() {
-            return Ok(());
-        }
         let folder = &self.blobs.blobs;
         let opened = File::open(folder).map_err(at("open", folder))?;
         let sync = || {

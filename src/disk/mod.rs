@@ -18,6 +18,7 @@
 
 mod blobs;
 mod identity;
+mod journal;
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -25,8 +26,9 @@ use std::path::{Path, PathBuf};
 
 use crate::types::BlobId;
 
-pub use blobs::{BlobBatch, BlobReader, BlobWriter, Blobs, FREE_BYTES_MIN};
+pub use blobs::{BlobBatch, BlobReader, BlobWriter, Blobs, FREE_BYTES_MIN, Trailer};
 pub use identity::{DataDirectory, Identity};
+pub use journal::Journal;
 
 /// Why something is not on disk, or not what it should be.
 #[derive(Debug, thiserror::Error)]

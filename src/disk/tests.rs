@@ -96,6 +96,29 @@ fn a_batch_appears_as_a_whole_and_leaves_no_temporary_file() {
 }
 
 #[test]
+fn a_blob_that_is_stored_keeps_its_content_for_ever() {
+    let at = folder();
+    let (blobs, _) = blobs(at.path());
+    store(&blobs, blob(1), b"first");
+    store(&blobs, blob(1), b"first");
+    let again = |finish: &dyn Fn(BlobWriter) -> Result<(), DiskError>| {
+        let mut writer = blobs.create(blob(1), &name("b"), 5).expect("created");
+        writer.write(b"other").expect("written");
+        finish(writer).expect_err("refused").to_string()
+    };
+    let one = again(&|writer| writer.finish().map(drop));
+    assert!(one.contains("another content"), "{one}");
+    let many = again(&|writer| {
+        let mut batch = blobs.batch();
+        batch.add(writer)?;
+        batch.finish()
+    });
+    assert!(many.contains("another content"), "{many}");
+    assert_eq!(blobs.read(blob(1)).expect("read"), b"first");
+    assert_eq!(count(at.path().join("incoming")), 0);
+}
+
+#[test]
 fn an_upload_that_is_given_up_leaves_nothing() {
     let at = folder();
     let (blobs, _) = blobs(at.path());

@@ -1,5 +1,6 @@
 //! The Distributed Learning Cluster.
 #![warn(missing_docs)]
+pub mod config;
 pub mod disk;
 pub mod types;
 pub mod wire;

@@ -2,5 +2,6 @@
 #![warn(missing_docs)]
 pub mod config;
 pub mod disk;
+pub mod models;
 pub mod types;
 pub mod wire;

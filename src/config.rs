@@ -153,6 +153,16 @@ pub enum Device {
     Cuda(u16),
 }
 
+impl std::fmt::Display for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Device::Auto => f.write_str("auto"),
+            Device::Cpu => f.write_str("cpu"),
+            Device::Cuda(number) => write!(f, "cuda:{number}"),
+        }
+    }
+}
+
 fn node_name(text: &str) -> Result<NodeId, String> {
     NodeId::new(text).map_err(|error| error.to_string())
 }

@@ -88,7 +88,7 @@ impl Blobs {
         for folder in entries(&self.blobs)? {
             for path in entries(&folder)? {
                 match self.opened(&path) {
-                    Ok((_, trailer)) if self.path(trailer.blob) == path => held.push(trailer.blob),
+                    Ok((_, trailer)) if self.file(trailer.blob) == path => held.push(trailer.blob),
                     Err(error @ DiskError::Io { .. }) => return Err(error),
                     _ => fs::remove_file(&path).map_err(at("remove", &path))?,
                 }
@@ -116,7 +116,7 @@ impl Blobs {
         bytes: u64,
     ) -> Result<BlobWriter<'_>, DiskError> {
         if self.free_bytes()? < bytes {
-            let path = self.path(blob);
+            let path = self.file(blob);
             return Err(DiskError::Full { path });
         }
         let number = self.next.fetch_add(1, Ordering::Relaxed);
@@ -148,7 +148,7 @@ impl Blobs {
 
     /// The content of `blob` from byte `offset` on (from its end where `offset` is beyond it).
     pub fn open_read(&self, blob: BlobId, offset: u64) -> Result<BlobReader<'_>, DiskError> {
-        let path = self.path(blob);
+        let path = self.file(blob);
         let (mut file, trailer) = match self.opened(&path) {
             Ok((file, trailer)) if trailer.blob == blob => (file, trailer),
             Ok(_) | Err(DiskError::Damaged { .. }) => return Err(self.set_aside(blob)),
@@ -184,7 +184,7 @@ impl Blobs {
     /// brings back is swept again.
     pub fn remove(&self, blobs: &[BlobId]) -> Result<(), DiskError> {
         for blob in blobs {
-            let path = self.path(*blob);
+            let path = self.file(*blob);
             match fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(at("remove", &path)(error));
@@ -199,7 +199,7 @@ impl Blobs {
     ///
     /// *Errors*: it is here with another content; an id names the same bytes for ever.
     fn holds_same(&self, blob: BlobId, digest: Digest) -> Result<bool, DiskError> {
-        let path = self.path(blob);
+        let path = self.file(blob);
         match self.opened(&path) {
             Ok((_, trailer)) if trailer.digest == digest => Ok(true),
             Ok(_) => Err(DiskError::Damaged {
@@ -215,13 +215,18 @@ impl Blobs {
     /// Moves the file of `blob` away, for it failed its check.
     fn set_aside(&self, blob: BlobId) -> DiskError {
         let path = self.corrupt.join(blob.to_string());
-        match fs::rename(self.path(blob), &path) {
+        match fs::rename(self.file(blob), &path) {
             Ok(()) => DiskError::Corrupt { blob, path },
             Err(error) => at("move aside to", &path)(error),
         }
     }
 
-    fn path(&self, blob: BlobId) -> PathBuf {
+    /// Their directory.
+    pub fn path(&self) -> &Path {
+        &self.blobs
+    }
+
+    fn file(&self, blob: BlobId) -> PathBuf {
         let folder = format!("{:02x}", blob.counter % FOLDERS);
         self.blobs.join(folder).join(blob.to_string())
     }
@@ -356,7 +361,7 @@ impl BlobWriter<'_> {
         self.file
             .sync_all()
             .map_err(at("sync", &self.temporary.0))?;
-        let path = self.blobs.path(self.blob);
+        let path = self.blobs.file(self.blob);
         if !self.blobs.holds_same(self.blob, digest)? {
             self.temporary.rename(&path)?;
         }
@@ -406,7 +411,7 @@ impl<'a> BlobBatch<'a> {
     pub fn add(&mut self, mut writer: BlobWriter<'a>) -> Result<Digest, DiskError> {
         let digest = writer.close()?;
         if !self.blobs.holds_same(writer.blob, digest)? {
-            let path = self.blobs.path(writer.blob);
+            let path = self.blobs.file(writer.blob);
             self.written.push((writer.temporary, path));
         }
         Ok(digest)
@@ -457,7 +462,7 @@ impl BlobReader<'_> {
             return Ok(0);
         }
         let limit = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
-        let path = self.blobs.path(self.trailer.blob);
+        let path = self.blobs.file(self.trailer.blob);
         let mut count = 0;
         while count < limit {
             match self.file.read(&mut buffer[count..limit]) {

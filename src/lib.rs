@@ -1,6 +1,7 @@
 //! The Distributed Learning Cluster.
 #![warn(missing_docs)]
 pub mod config;
+pub mod consensus;
 pub mod disk;
 pub mod models;
 pub mod types;

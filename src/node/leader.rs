@@ -98,21 +98,7 @@ impl Leading {
             self.load_failures
                 .insert(node.clone(), status.failed_models.clone());
         }
-        match report {
-            ScheduleMessage::Status(status) => {
-                self.scheduler.handle_status(now, jobs, node, status)
-            }
-            ScheduleMessage::Done {
-                id,
-                job,
-                rows,
-                status,
-            } => {
-                self.scheduler
-                    .handle_done(now, jobs, node, id, job, rows, status);
-            }
-            _ => {}
-        }
+        self.scheduler.handle_message(now, jobs, node, report);
     }
 
     /// The live nodes that could not load a network, and why.

@@ -1,5 +1,126 @@
-//! Messages of the replicated log (placeholder until the consensus branch lands).
+//! What the servers of the replicated log say to each other, and what they log.
+//!
+//! Decides: the content of each message and of a log entry. Leaves to others: framing,
+//! versions and encryption (the rest of `wire`), and what a server does with a message
+//! (`consensus`). A message may be lost, repeated, delayed and overtaken.
+
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
-/// Placeholder.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum Message {}
+
+use crate::types::{Index, Server, Term};
+
+/// What one place of the log holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Payload {
+    /// Nothing; a new leader commits its predecessors' entries with it (Raft, section 8).
+    Empty,
+    /// The voters from here on, sorted and without repeats.
+    Voters(Vec<Server>),
+    /// A command to the state machines, opaque to consensus.
+    Command(Arc<[u8]>),
+}
+
+impl Payload {
+    /// Roughly the bytes that it takes on the network.
+    pub fn size(&self) -> usize {
+        match self {
+            Payload::Empty => 0,
+            Payload::Voters(voters) => voters.iter().map(|v| v.node.as_str().len() + 20).sum(),
+            Payload::Command(command) => command.len(),
+        }
+    }
+}
+
+/// One place of the replicated log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Reign of the leader that made it.
+    pub term: Term,
+    /// Its place.
+    pub index: Index,
+    /// What it holds.
+    pub payload: Payload,
+}
+
+/// What a server promises and must not forget: on disk before any message that shows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HardState {
+    /// The newest term that the server has heard of.
+    pub term: Term,
+    /// Whom it voted for in that term.
+    pub vote: Option<Server>,
+}
+
+/// One message from a server to another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// The sender's term, on its disk when the message leaves.
+    pub term: Term,
+    /// What it says.
+    pub content: Content,
+}
+
+/// What a message says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Content {
+    /// "Would you vote for me in the term after `Message::term`?" (thesis, section 9.6)
+    PreVote {
+        /// The asker's last entry.
+        last_index: Index,
+        /// Term of the asker's last entry.
+        last_term: Term,
+    },
+    /// The answer to [`Content::PreVote`]; promises nothing.
+    PreVoteReply {
+        /// The asker's term when it asked.
+        asked: Term,
+        /// Whether the vote would be given.
+        granted: bool,
+    },
+    /// "Vote for me in `Message::term`." (Raft, section 5.2)
+    Vote {
+        /// The candidate's last entry.
+        last_index: Index,
+        /// Term of the candidate's last entry.
+        last_term: Term,
+    },
+    /// The answer to [`Content::Vote`]. A vote that is granted is on the voter's disk.
+    VoteReply {
+        /// Whether the vote was given.
+        granted: bool,
+    },
+    /// The leader's entries, or none: then a heartbeat and a probe (Raft, section 5.3).
+    Append {
+        /// The place before the first entry.
+        previous_index: Index,
+        /// Term of the entry at `previous_index`, 0 before the first.
+        previous_term: Term,
+        /// Entries from `previous_index + 1` on, without gap.
+        entries: Vec<Entry>,
+        /// The leader's commit index.
+        commit: Index,
+        /// The leader's newest round of confirmation (thesis, section 6.4).
+        round: u64,
+    },
+    /// The log agrees with the leader's.
+    Appended {
+        /// Up to here the entries are the leader's **and** on the sender's disk.
+        matched: Index,
+        /// Up to here the entries are the leader's; a crash may still lose some.
+        verified: Index,
+        /// The newest round seen in this term.
+        round: u64,
+    },
+    /// The sender has no entry like the one before the appended ones, or is in a newer term.
+    Rejected {
+        /// `previous_index` of the refused append.
+        previous_index: Index,
+        /// The last place that may agree with the leader's log.
+        hint_index: Index,
+        /// The sender's term at `hint_index`.
+        hint_term: Term,
+        /// The newest round seen in this term.
+        round: u64,
+    },
+}

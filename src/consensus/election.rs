@@ -1,0 +1,240 @@
+//! Who leads: pre-votes, votes and the leader's own giving up.
+//!
+//! Decides: when to ask, whom to grant, when enough have granted, when to stop leading.
+//! Leaves to others: what a leader does with its reign (`replication`).
+
+use super::quorum::{majority, reached_by};
+use super::{Consensus, Content, Role};
+use crate::types::{Index, Server, Term, Time};
+
+impl Consensus {
+    pub(super) fn rearm_election(&mut self, now: Time) {
+        let config = &self.config;
+        let wait = self
+            .rng
+            .span(config.election_timeout_min, config.election_timeout_max);
+        self.election_deadline = now + wait;
+    }
+
+    /// Whether a leader lives, so that nobody is helped to depose it (thesis, section 4.2.3).
+    fn has_live_leader(&self, now: Time) -> bool {
+        self.role == Role::Leader
+            || self
+                .leader_heard
+                .is_some_and(|heard| now.since(heard) < self.config.election_timeout_min)
+    }
+
+    /// Asks whether an election would be won, without disturbing anyone (thesis, section 9.6).
+    pub(super) fn start_pre_vote(&mut self, now: Time) {
+        self.role = Role::PreCandidate;
+        self.ballots = [self.me.clone()].into();
+        self.rearm_election(now);
+        if self.is_elected() {
+            self.campaign(now);
+            return;
+        }
+        let (last_index, last_term) = (self.log.last_index(), self.log.last_term());
+        self.ask_voters(Content::PreVote {
+            last_index,
+            last_term,
+        });
+    }
+
+    /// Begins a term and asks for its votes. Its own counts when it is on disk.
+    pub(super) fn campaign(&mut self, now: Time) {
+        if self.term >= super::TERM_MAX {
+            return;
+        }
+        self.enter_term(now, Term(self.term.0 + 1));
+        self.set_hard_state(self.term, Some(self.me.clone()));
+        self.role = Role::Candidate;
+        self.rearm_election(now);
+        let (last_index, last_term) = (self.log.last_index(), self.log.last_term());
+        self.ask_voters(Content::Vote {
+            last_index,
+            last_term,
+        });
+    }
+
+    fn ask_voters(&mut self, question: Content) {
+        for voter in self.log.voters().to_vec() {
+            if voter != self.me {
+                self.send(voter, question.clone());
+            }
+        }
+    }
+
+    /// Whether the ballots are those of a majority of the voters.
+    fn is_elected(&self) -> bool {
+        let voters = self.log.voters();
+        let granted = voters.iter().filter(|v| self.ballots.contains(v)).count();
+        granted >= majority(voters.len())
+    }
+
+    /// Moves to a newer term as a follower who has not voted in it.
+    pub(super) fn enter_term(&mut self, now: Time, term: Term) {
+        debug_assert!(term > self.term);
+        self.set_hard_state(term, None);
+        self.verified = Index(0);
+        self.acknowledged = Index(0);
+        self.leader_heard = None;
+        self.become_follower(now, None);
+        self.round = 0;
+    }
+
+    /// Follows `leader`, or nobody yet. A leader's reads fail.
+    pub(super) fn become_follower(&mut self, now: Time, leader: Option<Server>) {
+        if self.role == Role::Leader {
+            self.failed_reads
+                .extend(self.reads.drain(..).map(|read| read.id));
+            self.peers.clear();
+            self.rearm_election(now);
+        }
+        self.role = Role::Follower;
+        self.leader = leader;
+        self.ballots.clear();
+    }
+
+    pub(super) fn handle_pre_vote(
+        &mut self,
+        now: Time,
+        from: Server,
+        term: Term,
+        last_index: Index,
+        last_term: Term,
+    ) {
+        // The term is not taken over: asking must change nothing.
+        let granted = term >= self.term
+            && !self.has_live_leader(now)
+            && self.log.is_matched_by(last_index, last_term);
+        let asked = term;
+        self.send(from, Content::PreVoteReply { asked, granted });
+    }
+
+    pub(super) fn handle_pre_vote_reply(
+        &mut self,
+        now: Time,
+        from: Server,
+        term: Term,
+        asked: Term,
+        granted: bool,
+    ) {
+        if term > self.term {
+            self.enter_term(now, term);
+            return;
+        }
+        if self.role != Role::PreCandidate || asked != self.term || !granted {
+            return;
+        }
+        self.ballots.insert(from);
+        if self.is_elected() {
+            self.campaign(now);
+        }
+    }
+
+    pub(super) fn handle_vote(
+        &mut self,
+        now: Time,
+        from: Server,
+        term: Term,
+        last_index: Index,
+        last_term: Term,
+    ) {
+        if self.has_live_leader(now) {
+            return;
+        }
+        if term > self.term {
+            self.enter_term(now, term);
+        }
+        let free = self.vote.as_ref().is_none_or(|vote| *vote == from);
+        let granted = term == self.term && free && self.log.is_matched_by(last_index, last_term);
+        if granted {
+            if self.vote.is_none() {
+                self.set_hard_state(self.term, Some(from.clone()));
+            }
+            self.rearm_election(now);
+        }
+        self.send(from, Content::VoteReply { granted });
+    }
+
+    pub(super) fn handle_vote_reply(&mut self, now: Time, from: Server, term: Term, granted: bool) {
+        if term > self.term {
+            self.enter_term(now, term);
+            return;
+        }
+        if self.role != Role::Candidate || term < self.term || !granted {
+            return;
+        }
+        self.ballots.insert(from);
+        self.win_if_elected(now);
+    }
+
+    /// A candidate's vote for itself is on disk, perhaps.
+    pub(super) fn count_own_vote(&mut self, now: Time) {
+        if self.hard_state_is_persisted() {
+            self.ballots.insert(self.me.clone());
+            self.win_if_elected(now);
+        }
+    }
+
+    fn win_if_elected(&mut self, now: Time) {
+        // A reign whose term could be forgotten is none.
+        if self.hard_state_is_persisted() && self.is_elected() {
+            self.become_leader(now);
+        }
+    }
+
+    /// When a leader that hears nothing more has been without a majority for too long
+    /// (thesis, section 6.2).
+    pub(super) fn quorum_deadline(&self) -> Time {
+        self.majority_heard()
+            .map_or(Time::MAX, |heard| heard + self.config.election_timeout_max)
+    }
+
+    /// Leader: since when at the latest a majority has been silent.
+    fn majority_heard(&self) -> Option<Time> {
+        let voters = self.log.voters();
+        let heard = voters.iter().map(|voter| self.voter_heard(voter));
+        reached_by(majority(voters.len()), heard)
+    }
+
+    fn voter_heard(&self, voter: &Server) -> Time {
+        if *voter == self.me {
+            return Time::MAX;
+        }
+        self.peers
+            .get(voter)
+            .map_or(Time(0), |progress| progress.answered)
+    }
+
+    /// Whether enough voters to elect or commit have been heard lately, by this server or by
+    /// the leader that it hears.
+    pub fn quorum_reachable(&self, now: Time) -> bool {
+        match self.role {
+            Role::Leader => self
+                .majority_heard()
+                .is_some_and(|heard| now.since(heard) < self.config.election_timeout_min),
+            _ if self.has_live_leader(now) => true,
+            _ => {
+                let voters = self.log.voters();
+                !voters.is_empty()
+                    && voters.len() - self.unreachable(now).len() >= majority(voters.len())
+            }
+        }
+    }
+
+    /// The voters that this server has not heard lately, for people who ask why nothing
+    /// goes on. A follower hears only its leader: ask it once no leader is known.
+    pub fn unreachable(&self, now: Time) -> Vec<Server> {
+        // Without a leader a voter is asked once in each election timeout.
+        let patience = self.config.election_timeout_max * 2;
+        let silent = |voter: &&Server| {
+            **voter != self.me
+                && self
+                    .heard
+                    .get(*voter)
+                    .is_none_or(|heard| now.since(*heard) >= patience)
+        };
+        self.log.voters().iter().filter(silent).cloned().collect()
+    }
+}

@@ -1,0 +1,585 @@
+//! A cluster of [`Consensus`] cores under virtual time, with a bad network, bad disks and
+//! watchers. For the tests of this module only; everything follows from one seed.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::quorum::{copies, majority};
+use super::{
+    Config, Consensus, Content, Entry, HardState, LogWrite, Message, Output, Payload, ReadId,
+    Recovered, Role,
+};
+use crate::types::{Index, NodeId, Rng, Server, StorageId, Term, Time};
+
+pub(super) fn ms(count: u64) -> Duration {
+    Duration::from_millis(count)
+}
+
+/// The server of slot `slot`.
+pub(super) fn server(slot: usize) -> Server {
+    Server {
+        node: NodeId::new(&format!("n{slot}")).unwrap(),
+        storage: StorageId(slot as u128 + 1),
+    }
+}
+
+fn slot_of(server: &Server) -> usize {
+    server.storage.0 as usize - 1
+}
+
+/// What is on a server's disk, and what is on the way there.
+#[derive(Default)]
+pub(super) struct Disk {
+    pub(super) state: Recovered,
+    queue: VecDeque<(Time, LogWrite)>,
+}
+
+impl Disk {
+    fn write(&mut self, write: LogWrite) {
+        if let Some(hard_state) = write.hard_state {
+            assert!(
+                hard_state.term >= self.state.hard_state.term,
+                "a term fell on disk"
+            );
+            self.state.hard_state = hard_state;
+        }
+        if let Some(from) = write.truncate_from {
+            self.state.entries.truncate(from.0 as usize - 1);
+        }
+        for entry in write.entries {
+            assert_eq!(
+                entry.index.0 as usize,
+                self.state.entries.len() + 1,
+                "gap on disk"
+            );
+            self.state.entries.push(entry);
+        }
+    }
+
+    /// A crash: a beginning of what was on the way may have arrived.
+    fn crash(&mut self, rng: &mut Rng) {
+        let arrived = rng.below(self.queue.len() as u64 + 1) as usize;
+        let mut queue = std::mem::take(&mut self.queue);
+        for (_, write) in queue.drain(..arrived) {
+            self.write(write);
+        }
+        if let Some((_, mut write)) = queue.pop_front() {
+            match rng.below(4) {
+                0 => return,
+                1 => {
+                    write.truncate_from = None;
+                    write.entries.clear();
+                }
+                2 => write.entries.clear(),
+                _ => {
+                    let kept = rng.below(write.entries.len() as u64 + 1) as usize;
+                    write.entries.truncate(kept);
+                }
+            }
+            self.write(write);
+        }
+    }
+
+    pub(super) fn holds(&self, entry: &Entry) -> bool {
+        self.state.entries.get(entry.index.0 as usize - 1) == Some(entry)
+    }
+}
+
+/// One server, up or down.
+pub(super) struct Slot {
+    pub(super) core: Option<Consensus>,
+    pub(super) disk: Disk,
+    /// Counts its starts.
+    pub(super) life: u64,
+    pub(super) live: BTreeSet<Server>,
+    /// Entries applied in this life.
+    pub(super) applied: u64,
+    /// Most entries that a leader here called durable in this life.
+    pub(super) durable: u64,
+    /// Pauses: nothing is handled before.
+    pub(super) paused_until: Time,
+}
+
+enum Event {
+    Deliver(Server, usize, Message),
+    DiskDone(usize, u64),
+}
+
+/// What the network and the disks do at the moment.
+#[derive(Clone)]
+pub(super) struct Weather {
+    /// Percent of messages lost.
+    pub(super) loss: u64,
+    /// Percent of messages that come twice.
+    pub(super) twice: u64,
+    pub(super) delay: (Duration, Duration),
+    pub(super) disk: (Duration, Duration),
+}
+
+impl Weather {
+    pub(super) fn fair() -> Weather {
+        Weather {
+            loss: 0,
+            twice: 0,
+            delay: (Duration::from_micros(200), ms(2)),
+            disk: (Duration::from_micros(500), ms(5)),
+        }
+    }
+}
+
+pub(super) struct Cluster {
+    pub(super) now: Time,
+    pub(super) rng: Rng,
+    pub(super) slots: Vec<Slot>,
+    pub(super) weather: Weather,
+    /// Directed links that carry nothing.
+    pub(super) cut: BTreeSet<(usize, usize)>,
+    config: Config,
+    events: BTreeMap<(Time, u64), Event>,
+    sequence: u64,
+    /// Every entry ever applied anywhere, with the term of who first did.
+    pub(super) chosen: Vec<(Entry, Term)>,
+    leaders: BTreeMap<Term, (usize, u64)>,
+    /// Reads that wait, with how much was chosen when they began.
+    reads: BTreeMap<(usize, u64, ReadId), usize>,
+    pub(super) reads_ready: u64,
+    pub(super) reads_failed: u64,
+    pub(super) next_command: u64,
+    steps: u64,
+    /// Everything that was put out, where asked for.
+    pub(super) trace: Option<String>,
+}
+
+impl Cluster {
+    /// `count` servers, all live, the first one founding the cluster.
+    pub(super) fn new(count: usize, seed: u64) -> Cluster {
+        Cluster::with(Config::default(), count, seed)
+    }
+
+    /// The same with bounds of its own.
+    pub(super) fn with(config: Config, count: usize, seed: u64) -> Cluster {
+        let mut cluster = Cluster {
+            now: Time(0),
+            rng: Rng::new(seed),
+            slots: Vec::new(),
+            weather: Weather::fair(),
+            cut: BTreeSet::new(),
+            config,
+            events: BTreeMap::new(),
+            sequence: 0,
+            chosen: Vec::new(),
+            leaders: BTreeMap::new(),
+            reads: BTreeMap::new(),
+            reads_ready: 0,
+            reads_failed: 0,
+            next_command: 0,
+            steps: 0,
+            trace: None,
+        };
+        for slot in 0..count {
+            cluster.slots.push(Slot {
+                core: None,
+                disk: Disk::default(),
+                life: 0,
+                live: (0..count).map(server).collect(),
+                applied: 0,
+                durable: 0,
+                paused_until: Time(0),
+            });
+            cluster.start(slot);
+        }
+        cluster.act(0, |core, now| core.bootstrap(now));
+        cluster
+    }
+
+    /// The same with `voters` voters, grown one at a time.
+    pub(super) fn grown(count: usize, voters: usize, seed: u64) -> Cluster {
+        let mut cluster = Cluster::new(count, seed);
+        for size in 1..=voters {
+            cluster.grow_to(size);
+        }
+        cluster
+    }
+
+    /// Makes the first `size` servers the voters, which is one more or fewer than before.
+    pub(super) fn grow_to(&mut self, size: usize) {
+        let wanted: Vec<Server> = (0..size).map(server).collect();
+        for _ in 0..1000 {
+            self.run(ms(20));
+            let Some(leader) = self.leader() else {
+                continue;
+            };
+            let core = self.core(leader);
+            if core.voters() == wanted && core.commit() == core.last_index() {
+                return;
+            }
+            self.change_voters(leader, wanted.clone());
+        }
+        panic!("the voters did not become {wanted:?}");
+    }
+
+    pub(super) fn change_voters(&mut self, slot: usize, voters: Vec<Server>) -> bool {
+        let mut accepted = false;
+        self.act(slot, |core, now| {
+            accepted = core.propose_voters(now, voters).is_ok();
+        });
+        accepted
+    }
+
+    pub(super) fn core(&self, slot: usize) -> &Consensus {
+        self.slots[slot].core.as_ref().expect("the server is down")
+    }
+
+    pub(super) fn is_up(&self, slot: usize) -> bool {
+        self.slots[slot].core.is_some()
+    }
+
+    /// The leader of the newest term that has one up.
+    pub(super) fn leader(&self) -> Option<usize> {
+        (0..self.slots.len())
+            .filter(|slot| self.is_up(*slot) && self.core(*slot).role() == Role::Leader)
+            .max_by_key(|slot| self.core(*slot).term())
+    }
+
+    pub(super) fn start(&mut self, slot: usize) {
+        assert!(!self.is_up(slot));
+        let seed = self.rng.next_u64();
+        let (config, now) = (self.config.clone(), self.now);
+        let place = &mut self.slots[slot];
+        place.life += 1;
+        place.applied = 0;
+        place.durable = 0;
+        let recovered = place.disk.state.clone();
+        place.core = Some(Consensus::new(config, server(slot), recovered, seed, now));
+        let live = place.live.clone();
+        self.act(slot, |core, now| core.handle_members(now, live));
+    }
+
+    pub(super) fn crash(&mut self, slot: usize) {
+        let place = &mut self.slots[slot];
+        place.core = None;
+        place.disk.crash(&mut self.rng);
+    }
+
+    /// Tells all servers that are up that `live` are.
+    pub(super) fn tell_members(&mut self, live: &BTreeSet<Server>) {
+        for slot in 0..self.slots.len() {
+            let mut live = live.clone();
+            live.insert(server(slot));
+            self.slots[slot].live = live.clone();
+            self.act(slot, |core, now| core.handle_members(now, live));
+        }
+    }
+
+    /// Cuts `slots` off from all others.
+    pub(super) fn isolate(&mut self, slots: &[usize]) {
+        for inside in slots.iter().copied() {
+            for outside in (0..self.slots.len()).filter(|slot| !slots.contains(slot)) {
+                self.cut.insert((inside, outside));
+                self.cut.insert((outside, inside));
+            }
+        }
+    }
+
+    pub(super) fn propose(&mut self, slot: usize) -> Option<Index> {
+        self.next_command += 1;
+        let command: Arc<[u8]> = self.next_command.to_le_bytes().as_slice().into();
+        let mut index = None;
+        self.act(slot, |core, now| index = core.propose(now, command).ok());
+        index
+    }
+
+    pub(super) fn read(&mut self, slot: usize) -> Option<ReadId> {
+        let place = &mut self.slots[slot];
+        let id = place.core.as_mut()?.read(self.now).ok()?;
+        let known = self.chosen.len();
+        self.reads.insert((slot, place.life, id), known);
+        self.drain(slot);
+        Some(id)
+    }
+
+    /// Calls the core of `slot`, where it is up, and does what it puts out.
+    pub(super) fn act(&mut self, slot: usize, call: impl FnOnce(&mut Consensus, Time)) {
+        let now = self.now;
+        if let Some(core) = self.slots[slot].core.as_mut() {
+            call(core, now);
+            self.drain(slot);
+        }
+    }
+
+    fn drain(&mut self, slot: usize) {
+        self.watch_leader(slot);
+        while let Some(output) = self.slots[slot].core.as_mut().unwrap().poll_output() {
+            if let Some(trace) = &mut self.trace {
+                writeln!(trace, "{} {slot} {output:?}", self.now).unwrap();
+            }
+            match output {
+                Output::Send { to, message } => self.transmit(slot, to, message),
+                Output::Persist(write) => self.persist(slot, write),
+                Output::Apply(entry) => self.watch_apply(slot, entry),
+                Output::Durable(index) => self.watch_durable(slot, index),
+                Output::ReadReady { id } => {
+                    let key = (slot, self.slots[slot].life, id);
+                    let known = self.reads.remove(&key).expect("a read was answered twice");
+                    assert!(
+                        self.slots[slot].applied >= known as u64,
+                        "stale read at {slot}"
+                    );
+                    self.reads_ready += 1;
+                }
+                Output::ReadFailed { id } => {
+                    let key = (slot, self.slots[slot].life, id);
+                    self.reads.remove(&key).expect("a read was answered twice");
+                    self.reads_failed += 1;
+                }
+                Output::Leader { term, leader } => {
+                    assert!(self.slots[slot].disk.state.hard_state.term >= term);
+                    assert!(leader.is_none() || self.leaders.contains_key(&term));
+                }
+            }
+        }
+        self.watch_leader(slot);
+        self.steps += 1;
+        if self.steps.is_multiple_of(16) {
+            self.core(slot).check_invariants();
+        }
+    }
+
+    fn persist(&mut self, slot: usize, write: LogWrite) {
+        let (low, high) = self.weather.disk;
+        let after = match self.slots[slot].disk.queue.back() {
+            Some((done, _)) => *done,
+            None => self.now,
+        };
+        let done = after + self.rng.span(low, high);
+        self.slots[slot].disk.queue.push_back((done, write));
+        let life = self.slots[slot].life;
+        self.schedule(done, Event::DiskDone(slot, life));
+    }
+
+    fn transmit(&mut self, slot: usize, to: Server, message: Message) {
+        self.watch_send(slot, &to, &message);
+        let target = slot_of(&to);
+        let copies = 1 + u64::from(self.rng.chance(self.weather.twice));
+        for _ in 0..copies {
+            if self.rng.chance(self.weather.loss) || self.cut.contains(&(slot, target)) {
+                continue;
+            }
+            let (low, high) = self.weather.delay;
+            let at = self.now + self.rng.span(low, high);
+            self.schedule(at, Event::Deliver(server(slot), target, message.clone()));
+        }
+    }
+
+    fn schedule(&mut self, at: Time, event: Event) {
+        self.sequence += 1;
+        self.events.insert((at, self.sequence), event);
+    }
+
+    /// Runs for `span` of virtual time.
+    pub(super) fn run(&mut self, span: Duration) {
+        let end = self.now + span;
+        while let Some(at) = self.next_time().filter(|at| *at <= end) {
+            self.now = self.now.max(at);
+            self.step();
+        }
+        self.now = end;
+    }
+
+    fn timer(&self, slot: usize) -> Option<Time> {
+        let place = &self.slots[slot];
+        let at = place.core.as_ref()?.poll_timeout()?;
+        Some(at.max(place.paused_until))
+    }
+
+    fn next_time(&self) -> Option<Time> {
+        let timers = (0..self.slots.len()).filter_map(|slot| self.timer(slot));
+        let event = self.events.keys().next().map(|(at, _)| *at);
+        timers.chain(event).min()
+    }
+
+    /// Messages and finished writes first, then timeouts, as the real driver does.
+    fn step(&mut self) {
+        if let Some(entry) = self.events.first_entry()
+            && entry.key().0 <= self.now
+        {
+            let event = entry.remove();
+            self.handle(event);
+            return;
+        }
+        for slot in 0..self.slots.len() {
+            if self.timer(slot).is_some_and(|at| at <= self.now) {
+                self.act(slot, |core, now| core.handle_timeout(now));
+                return;
+            }
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Deliver(from, slot, message) => {
+                if self.slots[slot].paused_until > self.now {
+                    let at = self.slots[slot].paused_until;
+                    self.schedule(at, Event::Deliver(from, slot, message));
+                } else if !self.cut.contains(&(slot_of(&from), slot)) {
+                    self.act(slot, |core, now| core.handle_message(now, from, message));
+                }
+            }
+            Event::DiskDone(slot, life) => {
+                if self.slots[slot].life != life || !self.is_up(slot) {
+                    return;
+                }
+                let (_, write) = self.slots[slot].disk.queue.pop_front().unwrap();
+                let ticket = write.ticket;
+                self.slots[slot].disk.write(write);
+                self.act(slot, |core, now| core.handle_persisted(now, ticket));
+            }
+        }
+    }
+}
+
+/// The watchers.
+impl Cluster {
+    /// One leader in each term; it has all that was committed before (Raft, section 5.4.3).
+    fn watch_leader(&mut self, slot: usize) {
+        let core = self.slots[slot].core.as_ref().unwrap();
+        if core.role() != Role::Leader {
+            return;
+        }
+        let (term, me) = (core.term(), (slot, self.slots[slot].life));
+        let known = *self.leaders.entry(term).or_insert(me);
+        assert_eq!(known, me, "two leaders in {term:?}");
+        for (entry, committed) in &self.chosen {
+            if *committed < term {
+                let held = core.entry(entry.index);
+                assert_eq!(
+                    held,
+                    Some(entry),
+                    "the leader of {term:?} lacks a committed entry"
+                );
+            }
+        }
+    }
+
+    /// All servers apply the same entries, each from its own disk, and the leader only what is
+    /// on a majority of its voters' disks.
+    fn watch_apply(&mut self, slot: usize, entry: Entry) {
+        let place = &mut self.slots[slot];
+        place.applied += 1;
+        assert_eq!(place.applied, entry.index.0, "applied out of order");
+        assert!(place.disk.holds(&entry), "applied before it was on disk");
+        let core = place.core.as_ref().unwrap();
+        let term = core.term();
+        if core.role() == Role::Leader {
+            let voters = core.voters().to_vec();
+            let held = voters
+                .iter()
+                .filter(|voter| self.slots[slot_of(voter)].disk.holds(&entry));
+            assert!(
+                held.count() >= majority(voters.len()),
+                "{:?} committed without a majority's disks",
+                entry.index
+            );
+        }
+        match self.chosen.get(entry.index.0 as usize - 1) {
+            Some((chosen, _)) => assert_eq!(*chosen, entry, "two entries at one index"),
+            None => self.chosen.push((entry, term)),
+        }
+    }
+
+    /// What may be answered is committed and on min(4, n) live disks.
+    fn watch_durable(&mut self, slot: usize, index: Index) {
+        let (entry, _) = self.chosen[index.0 as usize - 1].clone();
+        let live = &self.slots[slot].live;
+        let held = live
+            .iter()
+            .filter(|member| self.slots[slot_of(member)].disk.holds(&entry))
+            .count();
+        assert!(
+            held >= copies(live.len()),
+            "{index:?} is on {held} disks of {}",
+            live.len()
+        );
+        assert!(self.slots[slot].applied >= index.0);
+        let durable = &mut self.slots[slot].durable;
+        *durable = index.0.max(*durable);
+    }
+
+    /// Nothing is said that a crash could make untrue.
+    fn watch_send(&self, slot: usize, to: &Server, message: &Message) {
+        let disk = &self.slots[slot].disk.state;
+        let HardState { term, vote } = &disk.hard_state;
+        assert!(*term >= message.term, "a term left before it was on disk");
+        let is_vote_on_disk = |whom: &Server| *term > message.term || vote.as_ref() == Some(whom);
+        match &message.content {
+            Content::Vote { .. } => assert!(is_vote_on_disk(&server(slot))),
+            Content::VoteReply { granted: true } => {
+                assert!(is_vote_on_disk(to), "a vote left before it was on disk");
+            }
+            Content::Appended { matched, .. } => {
+                let core = self.core(slot);
+                for index in 1..=matched.0 {
+                    let held = disk.entries.get(index as usize - 1);
+                    assert!(
+                        held.is_some() && held == core.entry(Index(index)),
+                        "entry {index} was acknowledged before it was on disk"
+                    );
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Logs that agree at an index agree on all before it (Raft, section 5.3).
+    pub(super) fn check_log_matching(&self) {
+        for a in &self.slots {
+            for b in &self.slots {
+                let pairs = a.disk.state.entries.iter().zip(&b.disk.state.entries);
+                let agree: Vec<bool> = pairs
+                    .clone()
+                    .map(|(left, right)| left.term == right.term)
+                    .collect();
+                let last = agree.iter().rposition(|same| *same).map_or(0, |at| at + 1);
+                for (left, right) in pairs.take(last) {
+                    assert_eq!(left, right, "logs differ before a place where they agree");
+                }
+            }
+        }
+    }
+
+    /// After all is healed, a new command reaches everyone within a time.
+    pub(super) fn heal_and_check(&mut self) {
+        self.cut.clear();
+        self.weather = Weather::fair();
+        let live: BTreeSet<Server> = (0..self.slots.len()).map(server).collect();
+        for slot in 0..self.slots.len() {
+            if !self.is_up(slot) {
+                self.start(slot);
+            }
+        }
+        self.tell_members(&live);
+        self.run(ms(6000));
+        let leader = self
+            .leader()
+            .expect("no leader 6 s after the network healed");
+        let index = self.propose(leader).unwrap();
+        let ready = self.reads_ready;
+        let read = self.read(leader);
+        self.run(ms(1000));
+        assert!(read.is_some() && self.reads_ready > ready, "a read hangs");
+        for slot in 0..self.slots.len() {
+            self.core(slot).check_invariants();
+            assert!(
+                self.slots[slot].applied >= index.0,
+                "{slot} did not apply {index:?}"
+            );
+        }
+        assert!(self.slots[leader].durable >= index.0, "not durable in 1 s");
+        let command = self.next_command.to_le_bytes();
+        let (entry, _) = &self.chosen[index.0 as usize - 1];
+        assert!(matches!(&entry.payload, Payload::Command(bytes) if **bytes == command));
+        self.check_log_matching();
+    }
+}

@@ -1,0 +1,395 @@
+//! How the log gets to the others, and what has become of it there.
+//!
+//! Decides: what to append, to send and to send again, what is committed, what is safe to
+//! answer. Leaves to others: who leads (`election`), where entries lie (`log`).
+//!
+//! A server is either *probed*, one empty append at each heartbeat until the place is found where
+//! its log agrees, or *streamed* to, several appends at once. Nothing is resent by a timer of its
+//! own: a heartbeat names the entry before the next one, and a server that lacks it says so.
+
+use std::collections::VecDeque;
+
+use super::quorum::{copies, majority, reached_by};
+use super::{Consensus, Content, Entry, Message, Output, Payload, Role};
+use crate::types::{Index, Server, Term, Time};
+
+/// What the leader knows of another server's log.
+#[derive(Debug)]
+pub(super) struct Progress {
+    /// Up to here the entries are the leader's and on that server's disk.
+    matched: Index,
+    /// The first entry that has not been sent.
+    next: Index,
+    /// Whether the server's log is known to reach `next`.
+    streaming: bool,
+    /// The last index of each append that has not been answered, rising.
+    in_flight: VecDeque<Index>,
+    /// An append is due even if it is empty.
+    append_wanted: bool,
+    /// When the server last answered in this term; at first, when it was added.
+    pub(super) answered: Time,
+    /// The newest round that it answered.
+    pub(super) round: u64,
+}
+
+impl Progress {
+    fn new(next: Index, now: Time) -> Progress {
+        Progress {
+            matched: Index(0),
+            next,
+            streaming: false,
+            in_flight: VecDeque::new(),
+            append_wanted: true,
+            answered: now,
+            round: 0,
+        }
+    }
+
+    pub(super) fn want_append(&mut self) {
+        self.append_wanted = true;
+    }
+
+    /// Goes back to finding out where the log agrees: perhaps at `place`.
+    fn probe(&mut self, place: Index) {
+        self.next = Index(place.0.max(self.matched.0) + 1);
+        self.streaming = false;
+        self.in_flight.clear();
+        self.append_wanted = true;
+    }
+
+    fn has_answered(&mut self, now: Time, round: u64) {
+        self.answered = now;
+        self.round = self.round.max(round);
+    }
+
+    pub(super) fn check_invariants(&self, last: Index, in_flight_max: usize) {
+        assert!(self.matched < self.next && self.next.0 <= last.0 + 1);
+        assert!(self.in_flight.len() <= in_flight_max);
+        assert!(self.streaming || self.in_flight.is_empty());
+        assert!(self.in_flight.back().is_none_or(|sent| *sent < self.next));
+    }
+}
+
+/// The leader's side.
+impl Consensus {
+    /// Begins a reign with an empty entry (Raft, section 8).
+    pub(super) fn become_leader(&mut self, now: Time) {
+        self.role = Role::Leader;
+        self.leader = Some(self.me.clone());
+        self.ballots.clear();
+        self.round = 0;
+        self.round_unsent = false;
+        self.durable = Index(0);
+        self.next_heartbeat = now + self.config.heartbeat;
+        self.reign_start = Index(self.log.last_index().0 + 1);
+        self.sync_peers(now);
+        self.append_as_leader(now, Payload::Empty);
+    }
+
+    /// Sends the log to all voters and live members, and to nobody else.
+    pub(super) fn sync_peers(&mut self, now: Time) {
+        if self.role != Role::Leader {
+            return;
+        }
+        let voters = self.log.voters();
+        let (live, me) = (&self.live, &self.me);
+        self.peers
+            .retain(|server, _| live.contains(server) || voters.contains(server));
+        let next = Index(self.log.last_index().0 + 1);
+        for server in voters.iter().chain(live).filter(|server| *server != me) {
+            self.peers
+                .entry(server.clone())
+                .or_insert_with(|| Progress::new(next, now));
+        }
+    }
+
+    pub(super) fn append_as_leader(&mut self, _now: Time, payload: Payload) -> Index {
+        let index = Index(self.log.last_index().0 + 1);
+        self.log.append(Entry {
+            term: self.term,
+            index,
+            payload,
+        });
+        index
+    }
+
+    /// The next append, to the first server that is owed one.
+    pub(super) fn next_append(&mut self) -> Option<Output> {
+        if self.role != Role::Leader {
+            return None;
+        }
+        let last = self.log.last_index();
+        let in_flight_max = self.config.in_flight_max;
+        let has_room = |progress: &Progress| {
+            progress.streaming && progress.next <= last && progress.in_flight.len() < in_flight_max
+        };
+        let (to, progress) = self
+            .peers
+            .iter_mut()
+            .find(|(_, progress)| progress.append_wanted || has_room(progress))?;
+        let previous_index = Index(progress.next.0 - 1);
+        let mut entries = Vec::new();
+        if has_room(progress) {
+            entries = self.log.batch(progress.next, self.config.entries_bytes_max);
+            progress.next.0 += entries.len() as u64;
+            progress.in_flight.push_back(Index(progress.next.0 - 1));
+        }
+        progress.append_wanted = false;
+        self.round_unsent = false;
+        Some(Output::Send {
+            to: to.clone(),
+            message: Message {
+                term: self.term,
+                content: Content::Append {
+                    previous_index,
+                    previous_term: self.log.term(previous_index).unwrap_or_default(),
+                    entries,
+                    commit: self.commit,
+                    round: self.round,
+                },
+            },
+        })
+    }
+
+    pub(super) fn handle_appended(
+        &mut self,
+        now: Time,
+        from: &Server,
+        term: Term,
+        matched: Index,
+        verified: Index,
+        round: u64,
+    ) {
+        if !self.is_answer_to_leader(now, term) {
+            return;
+        }
+        let last = self.log.last_index();
+        if matched > verified || verified > last || round > self.round {
+            self.dropped += 1;
+            return;
+        }
+        let Some(progress) = self.peers.get_mut(from) else {
+            return;
+        };
+        progress.has_answered(now, round);
+        progress.matched = progress.matched.max(matched);
+        if verified.0 + 1 >= progress.next.0 {
+            progress.streaming = true;
+        }
+        progress.next = Index(progress.next.0.max(verified.0 + 1));
+        while progress
+            .in_flight
+            .pop_front_if(|sent| *sent <= verified)
+            .is_some()
+        {}
+        self.advance_commit(now);
+    }
+
+    pub(super) fn handle_rejected(
+        &mut self,
+        now: Time,
+        from: &Server,
+        term: Term,
+        previous_index: Index,
+        hint: (Index, Term),
+        round: u64,
+    ) {
+        if !self.is_answer_to_leader(now, term) {
+            return;
+        }
+        if round > self.round {
+            self.dropped += 1;
+            return;
+        }
+        let Some(progress) = self.peers.get_mut(from) else {
+            return;
+        };
+        progress.has_answered(now, round);
+        // What a delayed message refuses may have been settled since.
+        if previous_index <= progress.matched || previous_index >= progress.next {
+            return;
+        }
+        let bound = hint.0.min(Index(previous_index.0 - 1));
+        let (place, _) = self.log.last_at_most(bound, hint.1);
+        progress.probe(place);
+    }
+
+    /// Whether an answer of `term` is one to this server's reign. A newer term ends it.
+    fn is_answer_to_leader(&mut self, now: Time, term: Term) -> bool {
+        if term > self.term {
+            self.enter_term(now, term);
+        }
+        term == self.term && self.role == Role::Leader
+    }
+
+    /// Up to where `server` has the leader's entries on disk.
+    fn matched(&self, server: &Server) -> Index {
+        if *server == self.me {
+            return self.log.persisted();
+        }
+        self.peers
+            .get(server)
+            .map_or(Index(0), |progress| progress.matched)
+    }
+
+    /// Commits what a majority of the voters has on disk, once an entry of this term is among
+    /// it (Raft, section 5.4.2). A leader that has committed its own removal stops.
+    pub(super) fn advance_commit(&mut self, now: Time) {
+        let voters = self.log.voters();
+        let on_disk = voters.iter().map(|voter| self.matched(voter));
+        let reached = reached_by(majority(voters.len()), on_disk).unwrap_or_default();
+        if reached <= self.commit || self.log.term(reached) != Some(self.term) {
+            return;
+        }
+        self.commit = reached;
+        // Standbys learn it now, not with the next heartbeat.
+        self.peers.values_mut().for_each(Progress::want_append);
+        if !self.is_voter() && self.log.voters_index() <= self.commit {
+            self.become_follower(now, None);
+        }
+    }
+
+    /// Leader: what may be answered.
+    pub(super) fn next_durable(&mut self) -> Option<Output> {
+        if self.role != Role::Leader {
+            return None;
+        }
+        let on_disk = self.live.iter().map(|member| self.matched(member));
+        let copied = reached_by(copies(self.live.len()), on_disk)?;
+        let durable = copied.min(self.applied);
+        if durable <= self.durable {
+            return None;
+        }
+        self.durable = durable;
+        Some(Output::Durable(durable))
+    }
+
+    /// Leader: whether `server` answers and lacks so little that it may become a voter.
+    pub fn caught_up(&self, server: &Server) -> bool {
+        if *server == self.me {
+            return self.role == Role::Leader;
+        }
+        self.peers.get(server).is_some_and(|progress| {
+            progress.streaming
+                && progress.matched.0 + self.config.caught_up_entries >= self.log.last_index().0
+        })
+    }
+}
+
+/// The follower's side.
+impl Consensus {
+    pub(super) fn handle_append(&mut self, now: Time, from: Server, term: Term, content: Content) {
+        let Content::Append {
+            previous_index,
+            previous_term,
+            entries,
+            commit,
+            round,
+        } = content
+        else {
+            return;
+        };
+        if !is_well_formed(term, previous_index, previous_term, &entries) {
+            self.dropped += 1;
+            return;
+        }
+        if term < self.term {
+            // The old leader learns from it that its reign is over.
+            self.reject(from, previous_index, Index(0));
+            return;
+        }
+        if term > self.term {
+            self.enter_term(now, term);
+        }
+        // Two leaders in one term cannot be: one of them is a forger.
+        if self.role == Role::Leader || self.leader.as_ref().is_some_and(|known| *known != from) {
+            self.dropped += 1;
+            return;
+        }
+        self.become_follower(now, Some(from.clone()));
+        self.leader_heard = Some(now);
+        self.rearm_election(now);
+        self.round = self.round.max(round);
+        if self.log.term(previous_index) != Some(previous_term) {
+            let (bound, _) = self.log.last_at_most(previous_index, previous_term);
+            self.reject(from, previous_index, bound);
+            return;
+        }
+        let verified = Index(previous_index.0 + entries.len() as u64);
+        if !self.take_entries(entries) {
+            self.dropped += 1;
+            return;
+        }
+        self.verified = self.verified.max(verified);
+        self.commit = self.commit.max(commit.min(self.verified));
+        self.acknowledge(from);
+    }
+
+    /// Adds what is new; where an entry contradicts, it and all after it go. Refuses to cut
+    /// off what is committed or came from this very leader: no leader asks for that.
+    fn take_entries(&mut self, entries: Vec<Entry>) -> bool {
+        for entry in entries {
+            match self.log.term(entry.index) {
+                Some(term) if term == entry.term => continue,
+                Some(_) if entry.index <= self.commit.max(self.verified) => return false,
+                Some(_) => self.log.truncate(entry.index),
+                None => {}
+            }
+            self.log.append(entry);
+        }
+        true
+    }
+
+    fn reject(&mut self, to: Server, previous_index: Index, hint_index: Index) {
+        let hint_term = self.log.term(hint_index).unwrap_or_default();
+        let round = self.round;
+        self.send(
+            to,
+            Content::Rejected {
+                previous_index,
+                hint_index,
+                hint_term,
+                round,
+            },
+        );
+    }
+
+    /// Tells the leader at once that it was heard, and of what is on disk by now.
+    fn acknowledge(&mut self, leader: Server) {
+        self.acknowledged = self.verified.min(self.log.persisted());
+        self.send(
+            leader,
+            Content::Appended {
+                matched: self.acknowledged,
+                verified: self.verified,
+                round: self.round,
+            },
+        );
+    }
+
+    /// Tells the leader of more that is on disk.
+    pub(super) fn acknowledge_persisted(&mut self) {
+        if self.verified.min(self.log.persisted()) > self.acknowledged
+            && let Some(leader) = self.leader.clone()
+        {
+            self.acknowledge(leader);
+        }
+    }
+}
+
+/// Whether the entries follow one another as a leader of `term` would have them.
+fn is_well_formed(
+    term: Term,
+    previous_index: Index,
+    previous_term: Term,
+    entries: &[Entry],
+) -> bool {
+    let mut last = (previous_index.0, previous_term);
+    entries.iter().all(|entry| {
+        let follows = last.0.checked_add(1) == Some(entry.index.0)
+            && entry.term >= last.1
+            && entry.term <= term;
+        last = (entry.index.0, entry.term);
+        follows
+    }) && previous_term <= term
+}

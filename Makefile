@@ -67,9 +67,10 @@ test: build data models ## every test that needs no special machine
 cluster-test: build data models ## the tests on real processes: start, join, put, get, infer, kill, restart
 	$(CARGO) test $(LIGHT) --test cluster
 
+# make hands SEED and SEEDS on in the environment.
 sim: ## replays one simulation, SEED=n, or hunts through many, SEEDS=n
 	@test -n "$(SEED)$(SEEDS)" || { echo "error: which? make sim SEED=7 or make sim SEEDS=2000" >&2; exit 2; }
-	@SEED="$(SEED)" SEEDS="$(SEEDS)" $(CARGO) test $(LIGHT) --test sim
+	@$(CARGO) test $(LIGHT) --test sim
 
 lint: libtorch ## format, clippy, licences and sources of the dependencies, advisories
 	@.make/lint.sh

@@ -41,10 +41,11 @@ fetch_wheel() {
         say "$requirement: already here"
         return
     fi
-    say "$requirement: downloading (the three wheels are 540 MB)"
+    say "$requirement: downloading"
     part=$(mktemp -d "$CACHE/wheels/part.XXXXXX")
     # pip's own temporary files go beside the target: /tmp may be too small.
-    TMPDIR=$part "$PYTHON" -m pip download --no-deps --no-cache-dir --only-binary=:all: \
+    # The second variable is for a pip that can go on after a broken connection.
+    TMPDIR=$part PIP_RESUME_RETRIES=${PIP_RESUME_RETRIES:-5} "$PYTHON" -m pip download --no-deps --no-cache-dir --only-binary=:all: \
         --python-version 3.11 --implementation cp --abi cp311 --abi none \
         "${platforms[@]}" --dest "$part/wheel" "$requirement" >&2 ||
         fail "pip could not fetch $requirement (its reason is above)" \
@@ -97,6 +98,7 @@ install_prefix() {
     mkdir -p "$CACHE/wheels"
     need_space "$CACHE" 2000
     rm -rf "$CACHE"/wheels/part.* "$CACHE"/libtorch-new.*
+    say "libtorch: fetching it out of three wheels, 540 MB in all"
     while read -r wheel; do
         # shellcheck disable=SC2086  # one word per platform
         fetch_wheel $wheel

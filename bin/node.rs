@@ -1,2 +1,37 @@
 //! `node`: one member of the cluster.
-fn main() {}
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+use dlc::config::NodeArguments;
+use dlc::models::engine;
+use dlc::threads::{self, Settings, Torch};
+
+fn main() -> ExitCode {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+    let arguments = NodeArguments::parse();
+    if let Err(error) = engine::wait_passively(arguments.threads.into()) {
+        log::warn!("inference threads will spin while they wait: {error}");
+    }
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("node {}: {error:#}", arguments.name);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &NodeArguments) -> anyhow::Result<()> {
+    arguments.key.ensure()?;
+    let device = arguments.device.to_string();
+    let torch = Torch::new(&device, arguments.threads.into()).map_err(anyhow::Error::msg)?;
+    let bound = threads::bind(arguments.listen)?;
+    println!("listening {}", bound.addr());
+    std::io::stdout().flush()?;
+    let running = threads::start(Settings::from(arguments), bound, Box::new(torch))?;
+    threads::stop_on_signals(running.stopper())?;
+    // The console's thread belongs here: a client of this node's own port.
+    running.wait().map_err(anyhow::Error::msg)
+}

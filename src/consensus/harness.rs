@@ -112,6 +112,8 @@ enum Event {
 pub(super) struct Weather {
     /// Percent of messages lost.
     pub(super) loss: u64,
+    /// Percent of messages that come up to 3 s late.
+    pub(super) late: u64,
     /// Percent of messages that come twice.
     pub(super) twice: u64,
     pub(super) delay: (Duration, Duration),
@@ -122,6 +124,7 @@ impl Weather {
     pub(super) fn fair() -> Weather {
         Weather {
             loss: 0,
+            late: 0,
             twice: 0,
             delay: (Duration::from_micros(200), ms(2)),
             disk: (Duration::from_micros(500), ms(5)),
@@ -368,7 +371,10 @@ impl Cluster {
                 continue;
             }
             let (low, high) = self.weather.delay;
-            let at = self.now + self.rng.span(low, high);
+            let mut at = self.now + self.rng.span(low, high);
+            if self.rng.chance(self.weather.late) {
+                at = at + self.rng.span(Duration::ZERO, ms(3000));
+            }
             self.schedule(at, Event::Deliver(server(slot), target, message.clone()));
         }
     }

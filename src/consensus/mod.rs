@@ -26,6 +26,8 @@ mod quorum;
 mod reads;
 mod replication;
 #[cfg(test)]
+mod storms;
+#[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -566,11 +568,11 @@ impl Consensus {
     /// Appends a command, as leader. Whether and where it stays is known when it is applied:
     /// another leader may put another entry at that index. The entries of one turn are written
     /// and sent together. The caller bounds how many commands wait for their answers.
-    pub fn propose(&mut self, now: Time, command: Arc<[u8]>) -> Result<Index, NotLeader> {
+    pub fn propose(&mut self, _now: Time, command: Arc<[u8]>) -> Result<Index, NotLeader> {
         if self.role != Role::Leader {
             return Err(self.not_leader());
         }
-        Ok(self.append_as_leader(now, Payload::Command(command)))
+        Ok(self.append_as_leader(Payload::Command(command)))
     }
 
     /// Adds or removes one voter, as leader. The new voters count from now on, committed or not.
@@ -601,7 +603,7 @@ impl Consensus {
         {
             return Err(RefusedChange::NotCaughtUp(added.clone()));
         }
-        let index = self.append_as_leader(now, Payload::Voters(wanted.into_iter().collect()));
+        let index = self.append_as_leader(Payload::Voters(wanted.into_iter().collect()));
         self.sync_peers(now);
         Ok(index)
     }

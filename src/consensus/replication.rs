@@ -83,7 +83,7 @@ impl Consensus {
         self.next_heartbeat = now + self.config.heartbeat;
         self.reign_start = Index(self.log.last_index().0 + 1);
         self.sync_peers(now);
-        self.append_as_leader(now, Payload::Empty);
+        self.append_as_leader(Payload::Empty);
     }
 
     /// Sends the log to all voters and live members, and to nobody else.
@@ -103,7 +103,7 @@ impl Consensus {
         }
     }
 
-    pub(super) fn append_as_leader(&mut self, _now: Time, payload: Payload) -> Index {
+    pub(super) fn append_as_leader(&mut self, payload: Payload) -> Index {
         let index = Index(self.log.last_index().0 + 1);
         self.log.append(Entry {
             term: self.term,
@@ -251,7 +251,7 @@ impl Consensus {
 
     /// Leader: what may be answered.
     pub(super) fn next_durable(&mut self) -> Option<Output> {
-        if self.role != Role::Leader {
+        if self.role != Role::Leader || self.durable == self.applied {
             return None;
         }
         let on_disk = self.live.iter().map(|member| self.matched(member));

@@ -6,9 +6,10 @@
 use super::io::{Output, RequestToken};
 use super::state::Outcome;
 use super::{HAND_OVER, JOIN_PATIENCE, Leaving, Node};
+use crate::schedule::jobs::Job;
 use crate::types::{BlobId, FileName, JobId, NodeId};
 use crate::wire::client::{
-    Holding, JobInfo, JobStatus, MemberInfo, ModelState, ROWS_MAX, Receipt, Refusal, Reply, Request, Role, Row,
+    Holding, JobInfo, MemberInfo, ModelState, ROWS_MAX, Receipt, Refusal, Reply, Request, Role, Row,
 };
 
 impl Node {
@@ -28,12 +29,19 @@ impl Node {
             },
             Request::Leave => self.leave(token),
             // Asked of the threads around this core, which have the answers.
-            Request::Stats | Request::Why(_) | Request::LocalModels | Request::ReadLocalModel { .. } => {
+            Request::Stats
+            | Request::Why(_)
+            | Request::LocalModels
+            | Request::ReadLocalModel { .. } => {
                 self.reply(token, Reply::Refused(Refusal::Busy));
             }
             _ if self.joined.is_none() => self.reply(token, Reply::Refused(Refusal::NotJoined)),
             Request::Identity => {
-                let id = self.joined.as_ref().map(|(member, _)| member.process_id()).unwrap_or_default();
+                let id = self
+                    .joined
+                    .as_ref()
+                    .map(|(member, _)| member.process_id())
+                    .unwrap_or_default();
                 self.reply(token, Reply::Identity(id));
             }
             Request::Members => {
@@ -63,7 +71,11 @@ impl Node {
             return self.outputs.push_back(Output::Exit);
         }
         let deadline = self.now + HAND_OVER;
-        let leaving = self.leaving.get_or_insert(Leaving { clients: Vec::new(), deadline, told: false });
+        let leaving = self.leaving.get_or_insert(Leaving {
+            clients: Vec::new(),
+            deadline,
+            told: false,
+        });
         leaving.clients.push(token);
     }
 
@@ -92,10 +104,18 @@ impl Node {
     }
 
     fn holdings(&self) -> Vec<Holding> {
-        let held = self.state.catalog.held_by(&self.me).filter(|record| record.named);
+        let held = self
+            .state
+            .catalog
+            .held_by(&self.me)
+            .filter(|record| record.named);
         let held = held.filter(|record| self.replica.holds(&record.blob));
         let mut holdings: Vec<Holding> = held
-            .map(|record| Holding { file: record.name.clone(), version: record.version, bytes: record.bytes })
+            .map(|record| Holding {
+                file: record.name.clone(),
+                version: record.version,
+                bytes: record.bytes,
+            })
             .collect();
         holdings.sort_by(|a, b| (&a.file, a.version).cmp(&(&b.file, b.version)));
         holdings
@@ -107,15 +127,29 @@ impl Node {
             if let Some(job) = name.job().and_then(|id| self.state.jobs.job(id))
                 && !self.state.catalog.has_been_put(name)
             {
-                return Reply::LocatedJob { job: job.id, inputs: job.inputs.len() as u32 };
+                return Reply::LocatedJob {
+                    job: job.id,
+                    inputs: job.inputs.len() as u32,
+                };
             }
             return Reply::Refused(Refusal::NotFound(name.clone()));
         }
         let located: Vec<_> = versions.iter().map(|record| self.located(record)).collect();
-        if let Some(at) = located.iter().position(|located| located.sources.is_empty()) {
-            let holders = versions[at].replicas.iter().map(|server| server.node.clone()).collect();
+        if let Some(at) = located
+            .iter()
+            .position(|located| located.sources.is_empty())
+        {
+            let holders = versions[at]
+                .replicas
+                .iter()
+                .map(|server| server.node.clone())
+                .collect();
             let (name, version) = (name.clone(), versions[at].version);
-            return Reply::Refused(Refusal::NoCopies { name, version, holders });
+            return Reply::Refused(Refusal::NoCopies {
+                name,
+                version,
+                holders,
+            });
         }
         Reply::Located(located)
     }
@@ -131,87 +165,87 @@ impl Node {
             Request::ModelStatus(names) => self.model_status(names),
             Request::Jobs => Reply::Jobs(self.job_infos()),
             Request::JobStats => self.job_stats(),
-            Request::Rows { job, from, count } => {
-                self.rows(*job, |jobs| jobs.rows(*job, *from, (*count).min(ROWS_MAX)))
+            Request::Rows { job, from, count } => rows(
+                *job,
+                self.state.jobs.rows(*job, *from, (*count).min(ROWS_MAX)),
+            ),
+            Request::Tail { job, count } => {
+                rows(*job, self.state.jobs.tail(*job, (*count).min(ROWS_MAX)))
             }
-            Request::Tail { job, count } => self.rows(*job, |jobs| jobs.tail(*job, (*count).min(ROWS_MAX))),
             _ => Reply::Refused(Refusal::Busy),
-        }
-    }
-
-    fn rows(&self, job: JobId, rows: impl Fn(&crate::schedule::jobs::Jobs) -> Vec<Row>) -> Reply {
-        match self.state.jobs.job(job) {
-            Some(_) => Reply::Rows(rows(&self.state.jobs)),
-            None => Reply::Refused(Refusal::UnknownJob(job)),
         }
     }
 
     /// Process ids of the live holders of a blob.
     fn process_ids(&self, blob: &BlobId) -> Vec<String> {
-        let Some(record) = self.state.catalog.record(blob) else { return Vec::new() };
-        let live = record.replicas.iter().filter_map(|server| self.view.server(server));
+        let Some(record) = self.state.catalog.record(blob) else {
+            return Vec::new();
+        };
+        let live = record
+            .replicas
+            .iter()
+            .filter_map(|server| self.view.server(server));
         live.map(|member| member.process_id()).collect()
     }
 
     fn model_status(&self, names: &[String]) -> Reply {
-        let Some(leading) = &self.leading else { return Reply::Refused(Refusal::Busy) };
+        let Some(leading) = &self.leading else {
+            return Reply::Refused(Refusal::Busy);
+        };
         let mut states = Vec::new();
         for name in names {
-            let Some(model) = self.state.jobs.model(name) else {
-                let known = self.state.jobs.model_names();
-                return Reply::Refused(Refusal::UnknownModel { model: name.clone(), known });
+            let Some(published) = self.state.jobs.model(name) else {
+                return Reply::Refused(self.state.unknown_model(name));
             };
-            let version = self.state.jobs.publications(&model.name).saturating_sub(1);
-            let mut state =
-                ModelState { model: model.clone(), version, ready: vec![], waiting: vec![], failed: vec![] };
-            for node in self.view.members.keys() {
-                let status = leading.scheduler.status(node);
-                let loaded = |s: &crate::wire::schedule::WorkerStatus| {
-                    s.models.iter().any(|(name, digest)| *name == model.name && *digest == model.digest)
-                };
-                let failure = status.and_then(|status| {
-                    let same = |failed: &&(String, _, String)| failed.0 == model.name && failed.1 == model.digest;
-                    status.failed_models.iter().find(same)
-                });
-                match (status.is_some_and(loaded), failure) {
-                    (true, _) => state.ready.push(node.clone()),
-                    (false, Some((_, _, why))) => state.failed.push((node.clone(), why.clone())),
-                    (false, None) => state.waiting.push(node.clone()),
-                }
-            }
-            states.push(state);
+            let model = &published.model;
+            let ready = leading
+                .scheduler
+                .nodes_with_model(&model.name, model.digest);
+            let failed = leading.load_failures(&model.name, model.digest);
+            let told = |node: &&NodeId| {
+                ready.contains(node) || failed.iter().any(|(failed, _)| failed == *node)
+            };
+            let waiting = self
+                .view
+                .members
+                .keys()
+                .filter(|node| !told(node))
+                .cloned()
+                .collect();
+            states.push(ModelState {
+                model: model.clone(),
+                version: published.version,
+                ready,
+                waiting,
+                failed,
+            });
         }
         Reply::Models(states)
     }
 
     fn job_infos(&self) -> Vec<JobInfo> {
-        let info = |job: &crate::schedule::jobs::Job| JobInfo {
-            job: job.id,
-            model: job.model.clone(),
-            status: self.job_status(job),
-            batch: job.batch,
-            dataset: job.dataset.clone(),
+        // That a first task is handed out is known to the leader before the log shows a row.
+        let started = |job| {
+            self.leading
+                .as_ref()
+                .is_some_and(|leading| leading.scheduler.started(job))
         };
-        self.state.jobs.iter().map(info).collect()
-    }
-
-    /// That a first task is handed out is known to the leader before the log shows a row.
-    fn job_status(&self, job: &crate::schedule::jobs::Job) -> JobStatus {
-        let started = self.leading.as_ref().is_some_and(|leading| leading.scheduler.started(job.id));
-        if job.status == JobStatus::Queued && started { JobStatus::InProgress } else { job.status }
+        self.state.jobs.infos(&started)
     }
 
     fn job_stats(&self) -> Reply {
-        let Some(leading) = &self.leading else { return Reply::Refused(Refusal::Busy) };
+        let Some(leading) = &self.leading else {
+            return Reply::Refused(Refusal::Busy);
+        };
         let wall = self.wall_now();
-        let stats = self.state.jobs.iter().map(|job| {
-            let assigned: Vec<NodeId> = match self.job_status(job) {
-                JobStatus::InProgress => leading.scheduler.assigned_recently(job.id, self.now),
-                _ => Vec::new(),
-            };
-            self.state.jobs.stats(job, wall, assigned)
-        });
-        Reply::JobStats(stats.collect())
+        let assigned = |job: &Job| leading.scheduler.assigned_recently(job.id, self.now);
+        Reply::JobStats(
+            self.state
+                .jobs
+                .jobs()
+                .map(|job| job.stats(wall, assigned(job)))
+                .collect(),
+        )
     }
 
     /// The answer to a changing command once it is applied.
@@ -222,13 +256,20 @@ impl Node {
             (Outcome::Submitted(job), _) => Reply::Submitted(job),
             (Outcome::Done, _) => Reply::Done,
             (Outcome::Put(versions), Request::PutCommit { files, .. }) => {
-                let receipt = |(file, version): (&crate::wire::store::Upload, crate::types::Version)| Receipt {
-                    file: file.name.clone(),
-                    version,
-                    bytes: file.bytes,
-                    digest: file.digest,
-                    replicas: file.replicas.iter().map(|server| self.process_id(server)).collect(),
-                };
+                let receipt =
+                    |(file, version): (&crate::wire::store::Upload, crate::types::Version)| {
+                        Receipt {
+                            file: file.name.clone(),
+                            version,
+                            bytes: file.bytes,
+                            digest: file.digest,
+                            replicas: file
+                                .replicas
+                                .iter()
+                                .map(|server| self.process_id(server))
+                                .collect(),
+                        }
+                    };
                 let versions = versions.into_iter().map(|(_, _, version)| version);
                 Reply::Receipts(files.iter().zip(versions).map(receipt).collect())
             }
@@ -238,6 +279,12 @@ impl Node {
 
     /// The process id where the server is live, else its name.
     fn process_id(&self, server: &crate::types::Server) -> String {
-        self.view.server(server).map_or_else(|| server.node.to_string(), |member| member.process_id())
+        self.view
+            .server(server)
+            .map_or_else(|| server.node.to_string(), |member| member.process_id())
     }
+}
+
+fn rows(job: JobId, rows: Option<Vec<Row>>) -> Reply {
+    rows.map_or(Reply::Refused(Refusal::UnknownJob(job)), Reply::Rows)
 }

@@ -41,7 +41,11 @@ pub struct Gateway {
 impl Gateway {
     /// Nothing waits and no leader is known.
     pub fn new(now: Time) -> Gateway {
-        Gateway { next: 0, pending: BTreeMap::new(), leaderless_since: Some(now) }
+        Gateway {
+            next: 0,
+            pending: BTreeMap::new(),
+            leaderless_since: Some(now),
+        }
     }
 
     /// Takes a command; false where too many wait.
@@ -50,13 +54,25 @@ impl Gateway {
             return false;
         }
         self.next += 1;
-        self.pending.insert(self.next, Pending { client, request, deadline: now + PATIENCE, send_at: now });
+        self.pending.insert(
+            self.next,
+            Pending {
+                client,
+                request,
+                deadline: now + PATIENCE,
+                send_at: now,
+            },
+        );
         true
     }
 
     /// The leader has changed, or has been lost: everything is sent again.
     pub fn handle_leader(&mut self, now: Time, known: bool) {
-        self.leaderless_since = if known { None } else { self.leaderless_since.or(Some(now)) };
+        self.leaderless_since = if known {
+            None
+        } else {
+            self.leaderless_since.or(Some(now))
+        };
         for pending in self.pending.values_mut() {
             pending.send_at = now;
         }
@@ -88,7 +104,9 @@ impl Gateway {
 
     /// The clients whose patience has ended.
     pub fn expired(&mut self, now: Time) -> Vec<RequestToken> {
-        let leaderless = self.leaderless_since.is_some_and(|since| since + LEADERLESS_PATIENCE <= now);
+        let leaderless = self
+            .leaderless_since
+            .is_some_and(|since| since + LEADERLESS_PATIENCE <= now);
         let expired: Vec<u64> = self
             .pending
             .iter()
@@ -98,7 +116,10 @@ impl Gateway {
             })
             .map(|(token, _)| *token)
             .collect();
-        expired.iter().filter_map(|token| self.handle_answer(*token)).collect()
+        expired
+            .iter()
+            .filter_map(|token| self.handle_answer(*token))
+            .collect()
     }
 
     /// When to look again.
@@ -109,7 +130,8 @@ impl Gateway {
             .map(|pending| match leaderless {
                 // Nothing is sent without a leader; only patience runs.
                 Some(since) => {
-                    let patience = (since + LEADERLESS_PATIENCE).max((pending.deadline - PATIENCE) + LEADERLESS_PATIENCE);
+                    let patience = (since + LEADERLESS_PATIENCE)
+                        .max((pending.deadline - PATIENCE) + LEADERLESS_PATIENCE);
                     pending.deadline.min(patience)
                 }
                 None => pending.deadline.min(pending.send_at),
@@ -117,4 +139,3 @@ impl Gateway {
             .min()
     }
 }
-

@@ -9,16 +9,17 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::results::Results;
-use super::state::{Outcome, State};
+use super::state::{Outcome, State, too_many_jobs};
 use super::{Node, live_holders, voters};
 use crate::consensus::{Entry, Payload, ReadId};
+use crate::schedule::jobs::{BATCH_MAX, Jobs, WEIGHT_MAX};
 use crate::schedule::{ScheduleOutput, Scheduler};
 use crate::store::repair::{Repair, RepairOutput};
 use crate::store::uploads::{Abandoned, Uploads};
-use crate::types::{BlobId, Index, NodeId, RequestId, Server, Term, Time, View};
+use crate::types::{BlobId, Digest, Index, Member, NodeId, RequestId, Server, Term, Time, View};
 use crate::wire::client::{Refusal, Reply, Request};
 use crate::wire::peer::{Change, Command, PeerMessage};
-use crate::wire::schedule::{JobCommand, ScheduleMessage};
+use crate::wire::schedule::{Input, JobCommand, ScheduleMessage};
 use crate::wire::store::{CatalogCommand, ReplicaChange, StoreMessage};
 
 /// Most commands that are proposed and wait for their answers; further ones are told
@@ -42,6 +43,8 @@ pub struct Leading {
     pub repair: Repair,
     /// Result files being made.
     pub results: Results,
+    /// What each node says it could not load: name, digest and reason.
+    load_failures: BTreeMap<NodeId, Vec<(String, Digest, String)>>,
     /// Proposed commands of clients, until they are applied.
     waiting: BTreeMap<RequestId, (Request, Vec<ReplyTo>)>,
     /// Applied ones, until their entry is durable.
@@ -55,7 +58,7 @@ pub struct Leading {
 
 impl Leading {
     /// A reign as it begins: nothing is known but the log and the view.
-    pub fn new(term: Term, now: Time, view: &View) -> Leading {
+    pub fn new(term: Term, now: Time, jobs: &Jobs, view: &View) -> Leading {
         let mut leading = Leading {
             term,
             ready: false,
@@ -63,31 +66,50 @@ impl Leading {
             uploads: Uploads::new(term),
             repair: Repair::new(term),
             results: Results::default(),
+            load_failures: BTreeMap::new(),
             waiting: BTreeMap::new(),
             answers: VecDeque::new(),
             durable: Index(0),
             new_reads: Vec::new(),
             reads: BTreeMap::new(),
         };
-        leading.handle_view(now, view);
+        leading.handle_view(now, jobs, view);
         leading
     }
 
     /// Members have come or gone.
-    pub fn handle_view(&mut self, now: Time, view: &View) {
-        self.scheduler.handle_members(now, &view.members.keys().cloned().collect());
+    pub fn handle_view(&mut self, now: Time, jobs: &Jobs, view: &View) {
+        self.scheduler
+            .handle_members(now, jobs, &view.members.keys().cloned().collect());
         self.uploads.handle_view(view);
+        self.load_failures
+            .retain(|node, _| view.members.contains_key(node));
     }
 
     /// A worker's status or result.
-    pub fn handle_worker_report(&mut self, now: Time, node: &NodeId, report: ScheduleMessage) {
-        match report {
-            ScheduleMessage::Status(status) => self.scheduler.handle_status(now, node, status),
-            ScheduleMessage::Done { id, job, rows, status } => {
-                self.scheduler.handle_done(now, node, id, job, rows, status);
-            }
-            _ => {}
+    pub fn handle_worker_report(
+        &mut self,
+        now: Time,
+        jobs: &Jobs,
+        node: &NodeId,
+        report: ScheduleMessage,
+    ) {
+        if let ScheduleMessage::Status(status) | ScheduleMessage::Done { status, .. } = &report {
+            self.load_failures
+                .insert(node.clone(), status.failed_models.clone());
         }
+        self.scheduler.handle_message(now, jobs, node, report);
+    }
+
+    /// The live nodes that could not load a network, and why.
+    pub fn load_failures(&self, name: &str, digest: Digest) -> Vec<(NodeId, String)> {
+        let of = |(node, failed): (&NodeId, &Vec<(String, Digest, String)>)| {
+            let this = failed
+                .iter()
+                .find(|failure| failure.0 == name && failure.1 == digest);
+            this.map(|(_, _, why)| (node.clone(), why.clone()))
+        };
+        self.load_failures.iter().filter_map(of).collect()
     }
 
     /// The earliest of its deadlines.
@@ -105,7 +127,10 @@ impl Leading {
 
     /// Panics where the volatile state contradicts the replicated one.
     pub fn check_invariants(&self, state: &State) {
-        self.scheduler.check_invariants(&state.jobs);
+        if let Err(broken) = self.scheduler.check_invariants(&state.jobs) {
+            panic!("{broken}");
+        }
+        self.repair.check_invariants();
     }
 }
 
@@ -125,7 +150,9 @@ impl Node {
 
     /// One confirmation of the leadership for all reads of the turn.
     fn begin_reads(&mut self) {
-        let Some(leading) = &mut self.leading else { return };
+        let Some(leading) = &mut self.leading else {
+            return;
+        };
         if leading.new_reads.is_empty() {
             return;
         }
@@ -137,7 +164,9 @@ impl Node {
     }
 
     fn expire_uploads(&mut self) {
-        let Some(leading) = &mut self.leading else { return };
+        let Some(leading) = &mut self.leading else {
+            return;
+        };
         let abandoned = leading.uploads.handle_timeout(self.now);
         self.drop_abandoned(abandoned);
     }
@@ -152,14 +181,27 @@ impl Node {
 
     fn schedule(&mut self) {
         let (now, at) = (self.now, self.wall_now());
-        let Some(leading) = &mut self.leading else { return };
-        leading.scheduler.handle_timeout(now);
+        let Some(leading) = &mut self.leading else {
+            return;
+        };
         let (state, view) = (&self.state, &self.view);
-        let sources = |blob: &BlobId| {
-            state.catalog.record(blob).map(|record| live_holders(record, view)).unwrap_or_default()
+        leading.scheduler.handle_timeout(now, &state.jobs);
+        let sources = |input: &Input| {
+            state
+                .catalog
+                .record(&input.blob)
+                .map(|record| live_holders(record, view))
+                .unwrap_or_default()
+        };
+        let holds = |node: &NodeId, input: &Input| {
+            let server = view.members.get(node).map(Member::server);
+            server.is_some_and(|server| state.catalog.names(&input.blob, &server))
         };
         let mut outputs = Vec::new();
-        while let Some(output) = leading.scheduler.poll_output(now, &state.jobs, &sources) {
+        while let Some(output) = leading
+            .scheduler
+            .poll_output(now, &state.jobs, &sources, &holds)
+        {
             outputs.push(output);
         }
         for output in outputs {
@@ -177,9 +219,14 @@ impl Node {
     }
 
     fn repair(&mut self) {
-        let Some(leading) = &mut self.leading else { return };
+        let Some(leading) = &mut self.leading else {
+            return;
+        };
         let term = leading.term;
-        for output in leading.repair.plan(self.now, &self.state.catalog, &self.view) {
+        for output in leading
+            .repair
+            .plan(self.now, &self.state.catalog, &self.view)
+        {
             match output {
                 RepairOutput::Pull { to, blobs } => {
                     self.send(to, PeerMessage::Store(StoreMessage::Pull { term, blobs }));
@@ -191,27 +238,44 @@ impl Node {
 
     fn change_voters(&mut self) {
         let voters: BTreeSet<Server> = self.consensus.voters().iter().cloned().collect();
-        let live = self.view.members.values().map(|member| member.server()).collect();
+        let live = self
+            .view
+            .members
+            .values()
+            .map(|member| member.server())
+            .collect();
         let caught_up = |server: &Server| self.consensus.caught_up(server);
         let leaving = self.leaving.is_some();
         if let Some(next) = voters::next(&voters, &live, &caught_up, &self.me, leaving) {
             // Refused while another change is under way: asked again in a later turn.
-            let _ = self.consensus.propose_voters(self.now, next.into_iter().collect());
+            let _ = self
+                .consensus
+                .propose_voters(self.now, next.into_iter().collect());
         }
     }
 
     /// A member reports copies on its disk.
     pub(super) fn handle_stored_report(&mut self, from: Server, blobs: Vec<BlobId>) {
-        let Some(leading) = &mut self.leading else { return };
+        let Some(leading) = &mut self.leading else {
+            return;
+        };
         let blobs = leading.results.handle_stored(&from, blobs);
-        let changes = leading.repair.handle_stored(self.now, &from, &blobs, &self.state.catalog, &self.view);
+        let changes =
+            leading
+                .repair
+                .handle_stored(self.now, &from, &blobs, &self.state.catalog, &self.view);
         self.propose_replicas(changes);
     }
 
     /// A member reports copies that it lost or could not make.
     pub(super) fn handle_missing_report(&mut self, from: Server, blobs: Vec<BlobId>) {
-        let Some(leading) = &mut self.leading else { return };
-        let changes = leading.repair.handle_missing(self.now, &from, &blobs, &self.state.catalog, &self.view);
+        let Some(leading) = &mut self.leading else {
+            return;
+        };
+        let changes =
+            leading
+                .repair
+                .handle_missing(self.now, &from, &blobs, &self.state.catalog, &self.view);
         self.propose_replicas(changes);
     }
 
@@ -230,7 +294,9 @@ impl Node {
     /// A command for the leader, from this node or another.
     pub(super) fn handle_forwarded(&mut self, from: Server, token: u64, request: Request) {
         let to = (from, token);
-        let Some(leading) = &mut self.leading else { return self.not_leader(to) };
+        let Some(leading) = &mut self.leading else {
+            return self.not_leader(to);
+        };
         let waiting = leading.waiting.len() + leading.new_reads.len() + leading.reads.len();
         if !leading.ready || waiting >= WAITING_MAX {
             return self.not_leader(to);
@@ -251,16 +317,19 @@ impl Node {
     /// The part of a put before its commit: needs no log, a deposed leader's words are
     /// refused at the commit.
     fn place(&mut self, request: Request) -> Reply {
-        let Some(leading) = &mut self.leading else { return Reply::Refused(Refusal::Busy) };
+        let Some(leading) = &mut self.leading else {
+            return Reply::Refused(Refusal::Busy);
+        };
         match request {
-            Request::PutBegin(names) => {
-                match leading.uploads.begin(self.now, names, &self.view) {
-                    Ok(placements) => Reply::Placements(placements),
-                    Err(refusal) => Reply::Refused(refusal),
-                }
-            }
+            Request::PutBegin(names) => match leading.uploads.begin(self.now, names, &self.view) {
+                Ok(placements) => Reply::Placements(placements),
+                Err(refusal) => Reply::Refused(refusal),
+            },
             Request::PutReplace { blobs, failed } => {
-                match leading.uploads.replace(self.now, &blobs, &failed, &self.view) {
+                match leading
+                    .uploads
+                    .replace(self.now, &blobs, &failed, &self.view)
+                {
                     Ok(targets) => Reply::Replacements(targets),
                     Err(refusal) => Reply::Refused(refusal),
                 }
@@ -280,7 +349,9 @@ impl Node {
             let reply = self.outcome_reply(&request, outcome);
             return self.answer_when_durable(index, to, reply);
         }
-        let Some(leading) = &mut self.leading else { return };
+        let Some(leading) = &mut self.leading else {
+            return;
+        };
         if let Some((_, waiters)) = leading.waiting.get_mut(&id) {
             waiters.push(to);
             return;
@@ -298,7 +369,9 @@ impl Node {
 
     /// Whether a changing command may be proposed, and as what.
     fn admit(&mut self, request: &Request) -> Result<Change, Refusal> {
-        let Some(leading) = &mut self.leading else { return Err(Refusal::Busy) };
+        let Some(leading) = &mut self.leading else {
+            return Err(Refusal::Busy);
+        };
         match request {
             Request::PutCommit { files, .. } => {
                 leading.uploads.check_commit(files, &self.view)?;
@@ -320,37 +393,71 @@ impl Node {
                 }
                 Ok(Change::Job(JobCommand::Publish(model.clone())))
             }
-            Request::Submit { model, dataset, batch, weight, .. } => {
-                let known = || self.state.jobs.model_names();
-                let unknown = || Refusal::UnknownModel { model: model.clone(), known: known() };
-                let published = self.state.jobs.model(model).ok_or_else(unknown)?;
-                if *batch == 0 || *weight == 0 {
-                    return Err(Refusal::BadArgument("batch size and weight are whole numbers from 1 up".into()));
+            Request::Submit {
+                model,
+                dataset,
+                batch,
+                weight,
+                ..
+            } => {
+                let published = self
+                    .state
+                    .jobs
+                    .model(model)
+                    .ok_or_else(|| self.state.unknown_model(model))?;
+                for (what, value, most) in [
+                    ("batch size", *batch, BATCH_MAX),
+                    ("weight", *weight, WEIGHT_MAX),
+                ] {
+                    if !(1..=most).contains(&value) {
+                        let why =
+                            format!("{value} is no {what}: use a whole number from 1 to {most}");
+                        return Err(Refusal::BadArgument(why));
+                    }
                 }
-                let model = published.name.clone();
+                if !self.state.jobs.has_room() {
+                    return Err(too_many_jobs());
+                }
+                let model = published.model.name.clone();
                 // Listed again when it is applied; here only to refuse early.
                 self.state.inputs(dataset)?;
                 let (dataset, batch, weight) = (dataset.clone(), *batch, *weight);
                 let at = self.wall_now();
-                Ok(Change::Job(JobCommand::Submit { model, dataset, batch, weight, at }))
+                Ok(Change::Job(JobCommand::Submit {
+                    model,
+                    dataset,
+                    batch,
+                    weight,
+                    at,
+                }))
             }
             _ => Err(Refusal::Busy),
         }
     }
 
     /// An entry was applied; whoever waits for it is answered once it is durable.
-    pub(super) fn handle_applied(&mut self, entry: &Entry, outcome: Option<(Option<RequestId>, Outcome)>) {
-        let Some(leading) = &mut self.leading else { return };
+    pub(super) fn handle_applied(
+        &mut self,
+        entry: &Entry,
+        outcome: Option<(Option<RequestId>, Outcome)>,
+    ) {
+        let Some(leading) = &mut self.leading else {
+            return;
+        };
         if matches!(entry.payload, Payload::Empty) && entry.term == leading.term {
             leading.ready = true;
         }
-        leading.scheduler.handle_applied(self.now, &self.state.jobs);
+        leading.scheduler.handle_applied(&self.state.jobs);
         if let Some((_, Outcome::Put(files))) = &outcome {
             let blobs: Vec<BlobId> = files.iter().map(|(_, blob, _)| *blob).collect();
             leading.uploads.finished(&blobs);
         }
-        let Some((Some(id), outcome)) = outcome else { return };
-        let Some((request, waiters)) = leading.waiting.remove(&id) else { return };
+        let Some((Some(id), outcome)) = outcome else {
+            return;
+        };
+        let Some((request, waiters)) = leading.waiting.remove(&id) else {
+            return;
+        };
         let reply = self.outcome_reply(&request, outcome);
         for to in waiters {
             self.answer_when_durable(entry.index, to, reply.clone());
@@ -358,7 +465,9 @@ impl Node {
     }
 
     fn answer_when_durable(&mut self, index: Index, to: ReplyTo, reply: Reply) {
-        let Some(leading) = &mut self.leading else { return };
+        let Some(leading) = &mut self.leading else {
+            return;
+        };
         if index <= leading.durable {
             self.answer(to, reply);
         } else {
@@ -367,9 +476,16 @@ impl Node {
     }
 
     pub(super) fn handle_durable(&mut self, index: Index) {
-        let Some(leading) = &mut self.leading else { return };
+        let Some(leading) = &mut self.leading else {
+            return;
+        };
         leading.durable = index;
-        let due = leading.answers.iter().filter(|(at, ..)| *at <= index).cloned().collect::<Vec<_>>();
+        let due = leading
+            .answers
+            .iter()
+            .filter(|(at, ..)| *at <= index)
+            .cloned()
+            .collect::<Vec<_>>();
         leading.answers.retain(|(at, ..)| *at > index);
         for (_, to, reply) in due {
             self.answer(to, reply);
@@ -377,7 +493,10 @@ impl Node {
     }
 
     pub(super) fn handle_read_ready(&mut self, id: ReadId) {
-        let reads = self.leading.as_mut().and_then(|leading| leading.reads.remove(&id));
+        let reads = self
+            .leading
+            .as_mut()
+            .and_then(|leading| leading.reads.remove(&id));
         for (to, request) in reads.unwrap_or_default() {
             let reply = self.read(&request);
             self.answer(to, reply);
@@ -385,7 +504,10 @@ impl Node {
     }
 
     pub(super) fn handle_read_failed(&mut self, id: ReadId) {
-        let reads = self.leading.as_mut().and_then(|leading| leading.reads.remove(&id));
+        let reads = self
+            .leading
+            .as_mut()
+            .and_then(|leading| leading.reads.remove(&id));
         for (to, _) in reads.unwrap_or_default() {
             self.not_leader(to);
         }
@@ -393,10 +515,20 @@ impl Node {
 
     /// The reign is over: whoever waits asks the next leader; request ids keep that safe.
     pub(super) fn step_down(&mut self) {
-        let Some(leading) = self.leading.take() else { return };
-        let waiting = leading.waiting.into_values().flat_map(|(_, waiters)| waiters);
+        let Some(leading) = self.leading.take() else {
+            return;
+        };
+        let waiting = leading
+            .waiting
+            .into_values()
+            .flat_map(|(_, waiters)| waiters);
         let answers = leading.answers.into_iter().map(|(_, to, _)| to);
-        let reads = leading.reads.into_values().flatten().chain(leading.new_reads).map(|(to, _)| to);
+        let reads = leading
+            .reads
+            .into_values()
+            .flatten()
+            .chain(leading.new_reads)
+            .map(|(to, _)| to);
         for to in waiting.chain(answers).chain(reads) {
             self.not_leader(to);
         }
@@ -407,6 +539,12 @@ impl Node {
     }
 
     fn answer(&mut self, (server, token): ReplyTo, reply: Reply) {
-        self.send(server, PeerMessage::Answer { token, reply: Box::new(reply) });
+        self.send(
+            server,
+            PeerMessage::Answer {
+                token,
+                reply: Box::new(reply),
+            },
+        );
     }
 }

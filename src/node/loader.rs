@@ -2,7 +2,7 @@
 //!
 //! Decides: order and retries. Leaves to others: fetching and loading (the driver).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::state::State;
@@ -12,49 +12,55 @@ use crate::wire::schedule::Model;
 /// After this, a model that could not be fetched or loaded is tried again.
 const RETRY: Duration = Duration::from_secs(5);
 
+/// A network and its weights.
+type Key = (String, Digest);
+
 /// The node's models.
 #[derive(Clone, Debug, Default)]
 pub struct Loader {
-    /// Newest result for each name.
-    results: BTreeMap<String, (Digest, Result<(), String>)>,
-    loading: Option<(String, Digest)>,
-    retry_at: BTreeMap<String, Time>,
+    loaded: BTreeSet<Key>,
+    loading: Option<Key>,
+    retry_at: BTreeMap<Key, Time>,
 }
 
 impl Loader {
-    /// The publication to load now, if any; at most one at a time.
+    /// The model to load now, if any; at most one at a time.
     pub fn next(&mut self, now: Time, state: &State) -> Option<Model> {
         if self.loading.is_some() {
             return None;
         }
-        let wanted = state.jobs.models().find(|model| match self.results.get(&model.name) {
-            Some((digest, Ok(()))) => *digest != model.digest,
-            Some((digest, Err(_))) => {
-                *digest != model.digest || self.retry_at.get(&model.name).is_none_or(|at| *at <= now)
-            }
-            None => true,
+        let due = |key: &Key| self.retry_at.get(key).is_none_or(|at| *at <= now);
+        let wanted = state.jobs.wanted_models();
+        let next = wanted.into_iter().find(|model| {
+            let key = key(model);
+            !self.loaded.contains(&key) && due(&key)
         })?;
-        self.loading = Some((wanted.name.clone(), wanted.digest));
-        Some(wanted.clone())
+        self.loading = Some(key(&next));
+        Some(next)
     }
 
     /// The driver is done with a model, for better or worse.
-    pub fn handle_loaded(&mut self, now: Time, name: &str, digest: Digest, result: Result<(), String>) {
-        if self.loading.as_ref().is_some_and(|(loading, _)| loading == name) {
-            self.loading = None;
+    pub fn handle_loaded(&mut self, now: Time, name: &str, digest: Digest, done: bool) {
+        let key = (name.to_string(), digest);
+        self.loading.take_if(|loading| *loading == key);
+        if done {
+            self.retry_at.remove(&key);
+            self.loaded.insert(key);
+        } else {
+            self.retry_at.insert(key, now + RETRY);
         }
-        if result.is_err() {
-            self.retry_at.insert(name.into(), now + RETRY);
-        }
-        self.results.insert(name.into(), (digest, result));
     }
 
     /// When a failed model is to be tried again.
     pub fn poll_timeout(&self) -> Option<Time> {
         if self.loading.is_some() {
-            return None;
+            None
+        } else {
+            self.retry_at.values().copied().min()
         }
-        let failed = self.results.iter().filter(|(_, (_, result))| result.is_err());
-        failed.filter_map(|(name, _)| self.retry_at.get(name).copied()).min()
     }
+}
+
+fn key(model: &Model) -> Key {
+    (model.name.clone(), model.digest)
 }

@@ -28,7 +28,7 @@ use crate::schedule::worker::{Worker, WorkerOutput};
 use crate::store::placement;
 use crate::store::replica::Replica;
 use crate::types::{BlobId, ClusterId, Member, Server, Term, Time, View, WallTime};
-use crate::wire::client::{Refusal, Reply, Request};
+use crate::wire::client::{Refusal, Reply};
 use crate::wire::peer::PeerMessage;
 use crate::wire::schedule::{Model, ModelFiles, ScheduleMessage};
 use crate::wire::store::{Located, StoreMessage, Target};
@@ -81,10 +81,20 @@ impl Node {
         let mut seeds = crate::types::Rng::new(start.seed);
         let config = consensus::Config::default();
         // Whatever this disk's log may still commit is of no higher term.
-        let last = start.recovered.entries.last().map_or(Term(0), |entry| entry.term);
+        let last = start
+            .recovered
+            .entries
+            .last()
+            .map_or(Term(0), |entry| entry.term);
         let guard = start.recovered.hard_state.term.max(last);
         Node {
-            consensus: Consensus::new(config, start.me.clone(), start.recovered, seeds.next_u64(), now),
+            consensus: Consensus::new(
+                config,
+                start.me.clone(),
+                start.recovered,
+                seeds.next_u64(),
+                now,
+            ),
             state: State::default(),
             view: View::default(),
             joined: None,
@@ -109,7 +119,11 @@ impl Node {
         self.now = self.now.max(now);
         let now = self.now;
         match input {
-            Input::Joined { member, cluster, formed } => self.handle_joined(member, cluster, formed),
+            Input::Joined {
+                member,
+                cluster,
+                formed,
+            } => self.handle_joined(member, cluster, formed),
             Input::JoinRefused(reason) => {
                 for (token, _) in std::mem::take(&mut self.joining) {
                     self.reply(token, Reply::Refused(Refusal::JoinRefused(reason.clone())));
@@ -120,7 +134,9 @@ impl Node {
             Input::Message { from, message } => self.handle_message(from, message),
             Input::Request { token, request } => self.handle_request(token, request),
             Input::Stored { token, blobs } => {
-                blobs.into_iter().for_each(|blob| self.replica.handle_stored(blob));
+                blobs
+                    .into_iter()
+                    .for_each(|blob| self.replica.handle_stored(blob));
                 self.outputs.push_back(Output::StoredNoted { token });
             }
             Input::Persisted(ticket) => self.consensus.handle_persisted(now, ticket),
@@ -140,9 +156,14 @@ impl Node {
                 }
             }
             Input::BatchDone { id, rows } => self.worker.handle_batch_done(now, id, rows),
-            Input::ModelLoaded { name, digest, result } => {
-                self.loader.handle_loaded(now, &name, digest, result.clone());
-                self.worker.handle_model_loaded(now, name, digest, result);
+            Input::ModelLoaded {
+                name,
+                digest,
+                result,
+            } => {
+                self.loader
+                    .handle_loaded(now, &name, digest, result.is_ok());
+                self.worker.handle_model_loaded(now, &name, digest, result);
             }
             Input::Timeout => {
                 self.consensus.handle_timeout(now);
@@ -167,7 +188,10 @@ impl Node {
             self.gateway.poll_timeout(),
             self.loader.poll_timeout(),
             self.joining.iter().map(|(_, deadline)| *deadline).min(),
-            self.leaving.as_ref().filter(|leaving| !leaving.told).map(|leaving| leaving.deadline),
+            self.leaving
+                .as_ref()
+                .filter(|leaving| !leaving.told)
+                .map(|leaving| leaving.deadline),
         ];
         if self.replica.lost() > 0 {
             times.push(Some(self.report_at));
@@ -233,8 +257,11 @@ impl Node {
     fn turn(&mut self) {
         let now = self.now;
         self.forward();
-        let late: Vec<RequestToken> =
-            self.joining.extract_if(.., |(_, deadline)| *deadline <= now).map(|(token, _)| token).collect();
+        let late: Vec<RequestToken> = self
+            .joining
+            .extract_if(.., |(_, deadline)| *deadline <= now)
+            .map(|(token, _)| token)
+            .collect();
         for token in late {
             let why = "no introducer has answered yet; check --introducer and that one runs there. This node goes on trying";
             self.reply(token, Reply::Refused(Refusal::JoinRefused(why.into())));
@@ -255,6 +282,7 @@ impl Node {
         if formed && self.consensus.last_index().0 == 0 {
             self.consensus.bootstrap(self.now);
         }
+        self.worker.handle_life(self.now, member.incarnation);
         for (token, _) in std::mem::take(&mut self.joining) {
             self.reply(token, Reply::Identity(member.process_id()));
         }
@@ -271,12 +299,17 @@ impl Node {
         }
         self.view = view;
         if let Some(leading) = &mut self.leading {
-            leading.handle_view(self.now, &self.view);
+            leading.handle_view(self.now, &self.state.jobs, &self.view);
         }
     }
 
     fn handle_left(&mut self) {
-        for token in self.leaving.take().map(|leaving| leaving.clients).unwrap_or_default() {
+        for token in self
+            .leaving
+            .take()
+            .map(|leaving| leaving.clients)
+            .unwrap_or_default()
+        {
             self.reply(token, Reply::Done);
         }
         self.joined = None;
@@ -327,13 +360,11 @@ impl Node {
                 if let Some(leading) = &mut self.leading
                     && self.view.server(&from).is_some()
                 {
-                    leading.handle_worker_report(self.now, &from.node, message);
+                    leading.handle_worker_report(self.now, &self.state.jobs, &from.node, message);
                 }
             }
             order => {
-                let term = self.consensus.term();
-                self.worker.handle_term(term);
-                self.worker.handle_message(self.now, order);
+                self.worker.handle_message(self.now, &from.node, order);
             }
         }
     }
@@ -341,13 +372,20 @@ impl Node {
     fn obey_worker(&mut self, output: WorkerOutput) {
         match output {
             WorkerOutput::Run(assignment) => self.outputs.push_back(Output::Run(assignment)),
-            WorkerOutput::ToLeader(message) => self.tell_leader(PeerMessage::Schedule(message)),
+            WorkerOutput::ToLeader { leader, message } => {
+                let leader = self.view.members.get(&leader).map(Member::server);
+                if let Some(leader) = leader {
+                    self.send(leader, PeerMessage::Schedule(message));
+                }
+            }
         }
     }
 
     fn obey_consensus(&mut self, output: consensus::Output) {
         match output {
-            consensus::Output::Send { to, message } => self.send(to, PeerMessage::Consensus(message)),
+            consensus::Output::Send { to, message } => {
+                self.send(to, PeerMessage::Consensus(message))
+            }
             consensus::Output::Persist(write) => self.outputs.push_back(Output::Persist(write)),
             consensus::Output::Apply(entry) => {
                 let outcome = self.state.apply(&entry);
@@ -364,13 +402,18 @@ impl Node {
 
     fn handle_leader(&mut self, term: Term, leader: Option<Server>) {
         let now = self.now;
-        self.worker.handle_leader(now, term, leader.as_ref().map(|leader| leader.node.clone()));
+        self.worker
+            .handle_leader(now, term, leader.as_ref().map(|leader| leader.node.clone()));
         let lead = leader.as_ref() == Some(&self.me);
-        if self.leading.as_ref().is_some_and(|leading| !lead || leading.term != term) {
+        if self
+            .leading
+            .as_ref()
+            .is_some_and(|leading| !lead || leading.term != term)
+        {
             self.step_down();
         }
         if lead && self.leading.is_none() {
-            self.leading = Some(Leading::new(term, now, &self.view));
+            self.leading = Some(Leading::new(term, now, &self.state.jobs, &self.view));
         }
         self.gateway.handle_leader(now, leader.is_some());
     }
@@ -383,7 +426,11 @@ impl Node {
             }
         }
         for token in self.gateway.expired(self.now) {
-            let missing = self.consensus.voters().iter().filter(|voter| self.view.server(voter).is_none());
+            let missing = self
+                .consensus
+                .voters()
+                .iter()
+                .filter(|voter| self.view.server(voter).is_none());
             let missing = missing.map(|voter| voter.node.clone()).collect();
             self.reply(token, Reply::Refused(Refusal::NoQuorum(missing)));
         }
@@ -392,17 +439,30 @@ impl Node {
     fn load(&mut self, model: Model) {
         let find = |(name, version): &(crate::types::FileName, crate::types::Version)| {
             let versions = self.state.catalog.versions(name, u64::MAX);
-            versions.into_iter().find(|record| record.version == *version).map(|record| self.located(record))
+            versions
+                .into_iter()
+                .find(|record| record.version == *version)
+                .map(|record| self.located(record))
         };
         match (find(&model.manifest), find(&model.weights)) {
             (Some(manifest), Some(weights)) => {
                 let Model { name, digest, .. } = model;
-                self.outputs.push_back(Output::Load(ModelFiles { name, digest, manifest, weights }));
+                self.outputs.push_back(Output::Load(ModelFiles {
+                    name,
+                    digest,
+                    manifest,
+                    weights,
+                }));
             }
             _ => {
-                let why = format!("its files in SDFS were deleted: run `train {}` again", model.name);
-                self.loader.handle_loaded(self.now, &model.name, model.digest, Err(why.clone()));
-                self.worker.handle_model_loaded(self.now, model.name, model.digest, Err(why));
+                let why = format!(
+                    "its files in SDFS were deleted: run `train {}` again",
+                    model.name
+                );
+                self.loader
+                    .handle_loaded(self.now, &model.name, model.digest, false);
+                self.worker
+                    .handle_model_loaded(self.now, &model.name, model.digest, Err(why));
             }
         }
     }
@@ -420,7 +480,9 @@ impl Node {
     }
 
     fn go_if_handed_over(&mut self) {
-        let Some(leaving) = &mut self.leaving else { return };
+        let Some(leaving) = &mut self.leaving else {
+            return;
+        };
         let leads_others = self.leading.is_some() && self.view.members.len() > 1;
         if !leaving.told && (!leads_others || leaving.deadline <= self.now) {
             leaving.told = true;
@@ -465,5 +527,10 @@ impl Node {
 
 /// The live holders of a version.
 fn live_holders(record: &crate::store::catalog::VersionRecord, view: &View) -> Vec<Target> {
-    record.replicas.iter().filter_map(|server| view.server(server)).map(placement::target).collect()
+    record
+        .replicas
+        .iter()
+        .filter_map(|server| view.server(server))
+        .map(placement::target)
+        .collect()
 }

@@ -23,7 +23,12 @@ enum Stage {
     /// The leader's own disk is at it.
     Writing,
     /// Others copy it from the leader.
-    Copying { bytes: u64, digest: Digest, stored: BTreeSet<Server>, order_at: Time },
+    Copying {
+        bytes: u64,
+        digest: Digest,
+        stored: BTreeSet<Server>,
+        order_at: Time,
+    },
     /// The log has it.
     Proposed,
 }
@@ -63,9 +68,16 @@ impl Results {
 impl Node {
     /// Brings every job whose rows are complete one step further.
     pub(super) fn publish_results(&mut self) {
-        for job in self.state.jobs.unfinished_complete() {
+        let complete = self
+            .state
+            .jobs
+            .unfinished()
+            .filter(|job| job.rows_complete());
+        for job in complete.map(|job| job.id).collect::<Vec<_>>() {
             let name = FileName::of_job(job);
-            let Some(leading) = &mut self.leading else { return };
+            let Some(leading) = &mut self.leading else {
+                return;
+            };
             if self.state.catalog.has_been_put(&name) {
                 if leading.results.ended.insert(job) {
                     let at = self.wall_now();
@@ -75,8 +87,23 @@ impl Node {
             }
             match leading.results.jobs.get(&job).cloned() {
                 None => self.write_result(job, name),
-                Some((blob, Stage::Copying { bytes, digest, stored, order_at })) => {
-                    let located = Located { name, version: Version(0), blob, bytes, digest, sources: Vec::new() };
+                Some((
+                    blob,
+                    Stage::Copying {
+                        bytes,
+                        digest,
+                        stored,
+                        order_at,
+                    },
+                )) => {
+                    let located = Located {
+                        name,
+                        version: Version(0),
+                        blob,
+                        bytes,
+                        digest,
+                        sources: Vec::new(),
+                    };
                     self.copy_result(job, located, stored, order_at);
                 }
                 Some((_, Stage::Writing | Stage::Proposed)) => {}
@@ -85,36 +112,68 @@ impl Node {
     }
 
     fn write_result(&mut self, job: JobId, name: FileName) {
-        let bytes = self.state.jobs.csv(job);
-        let Some(leading) = &mut self.leading else { return };
+        let Some(bytes) = self.state.jobs.csv(job) else {
+            return;
+        };
+        let Some(leading) = &mut self.leading else {
+            return;
+        };
         let blob = leading.uploads.next_blob();
         leading.results.jobs.insert(job, (blob, Stage::Writing));
-        self.outputs.push_back(super::io::Output::Write { blob, name, bytes });
+        self.outputs
+            .push_back(super::io::Output::Write { blob, name, bytes });
     }
 
     /// The leader's own copy is written, or its disk failed.
-    pub(super) fn handle_result_written(&mut self, blob: BlobId, result: Result<(Digest, u64), String>) {
+    pub(super) fn handle_result_written(
+        &mut self,
+        blob: BlobId,
+        result: Result<(Digest, u64), String>,
+    ) {
         let me = self.me.clone();
         let now = self.now;
-        let Some(leading) = &mut self.leading else { return };
-        let Some((job, (_, stage))) = leading.results.jobs.iter_mut().find(|(_, (of, _))| *of == blob) else {
+        let Some(leading) = &mut self.leading else {
+            return;
+        };
+        let Some((job, (_, stage))) = leading
+            .results
+            .jobs
+            .iter_mut()
+            .find(|(_, (of, _))| *of == blob)
+        else {
             return;
         };
         let job = *job;
         match result {
             Ok((digest, bytes)) => {
-                *stage = Stage::Copying { bytes, digest, stored: BTreeSet::from([me]), order_at: now };
+                *stage = Stage::Copying {
+                    bytes,
+                    digest,
+                    stored: BTreeSet::from([me]),
+                    order_at: now,
+                };
             }
             Err(why) => {
-                log::error!("the result file of job {job} could not be written: {why}; it is tried again");
+                log::error!(
+                    "the result file of job {job} could not be written: {why}; it is tried again"
+                );
                 leading.results.jobs.remove(&job);
             }
         }
     }
 
-    fn copy_result(&mut self, job: JobId, located: Located, stored: BTreeSet<Server>, order_at: Time) {
+    fn copy_result(
+        &mut self,
+        job: JobId,
+        located: Located,
+        stored: BTreeSet<Server>,
+        order_at: Time,
+    ) {
         let now = self.now;
-        let live: Vec<Server> = stored.into_iter().filter(|server| self.view.server(server).is_some()).collect();
+        let live: Vec<Server> = stored
+            .into_iter()
+            .filter(|server| self.view.server(server).is_some())
+            .collect();
         let upload = Upload {
             name: located.name.clone(),
             blob: located.blob,
@@ -122,10 +181,15 @@ impl Node {
             digest: located.digest,
             replicas: live.clone(),
         };
-        let Some(leading) = &mut self.leading else { return };
+        let Some(leading) = &mut self.leading else {
+            return;
+        };
         let wanted = REPLICAS.min(self.view.members.len());
         if live.len() >= wanted {
-            leading.results.jobs.insert(job, (located.blob, Stage::Proposed));
+            leading
+                .results
+                .jobs
+                .insert(job, (located.blob, Stage::Proposed));
             return self.propose(None, Change::Catalog(CatalogCommand::Put(vec![upload])));
         }
         if order_at > now {
@@ -135,13 +199,21 @@ impl Node {
             *order_at = now + REPEAT;
         }
         let term = leading.term;
-        let Some(own) = self.view.server(&self.me) else { return };
+        let Some(own) = self.view.server(&self.me) else {
+            return;
+        };
         let sources: Vec<Target> = vec![placement::target(own)];
         let have: BTreeSet<Server> = live.into_iter().collect();
         let lacking = wanted.saturating_sub(have.len());
         for target in placement::targets(located.name.as_str(), &self.view, &have, lacking) {
-            let blobs = vec![Located { sources: sources.clone(), ..located.clone() }];
-            self.send(target.server, PeerMessage::Store(StoreMessage::Pull { term, blobs }));
+            let blobs = vec![Located {
+                sources: sources.clone(),
+                ..located.clone()
+            }];
+            self.send(
+                target.server,
+                PeerMessage::Store(StoreMessage::Pull { term, blobs }),
+            );
         }
     }
 }

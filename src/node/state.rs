@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::consensus::{Entry, Payload};
-use crate::schedule::jobs::Jobs;
+use crate::schedule::jobs::{INPUTS_MAX, Jobs, MODELS_MAX, UNFINISHED_MAX};
 use crate::store::catalog::{Applied, Catalog, VersionRecord};
 use crate::types::{BlobId, FileName, Index, JobId, RequestId, Term, Version};
 use crate::wire::client::Refusal;
@@ -18,8 +18,6 @@ use crate::wire::store::CatalogCommand;
 /// Most answers kept for repeated requests, counted in files; the oldest go first. A
 /// client repeats a request for some tens of seconds, not for this many others.
 const ANSWERS_MAX: usize = 100_000;
-/// Most inputs of one job.
-pub const INPUTS_MAX: usize = 1_000_000;
 
 /// What an applied command came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,7 +36,11 @@ pub enum Outcome {
 
 impl Outcome {
     fn weight(&self) -> usize {
-        if let Outcome::Put(files) = self { files.len().max(1) } else { 1 }
+        if let Outcome::Put(files) = self {
+            files.len().max(1)
+        } else {
+            1
+        }
     }
 }
 
@@ -63,13 +65,18 @@ impl State {
     pub fn apply(&mut self, entry: &Entry) -> Option<(Option<RequestId>, Outcome)> {
         self.applied = entry.index;
         self.term = entry.term;
-        let Payload::Command(bytes) = &entry.payload else { return None };
+        let Payload::Command(bytes) = &entry.payload else {
+            return None;
+        };
         // Only members write to the log, all of this version; what they cannot read they
         // all skip alike.
         let command: Command = match crate::wire::decode(bytes) {
             Ok(command) => command,
             Err(error) => {
-                log::error!("log entry {} cannot be read and is skipped: {error}", entry.index.0);
+                log::error!(
+                    "log entry {} cannot be read and is skipped: {error}",
+                    entry.index.0
+                );
                 return None;
             }
         };
@@ -96,7 +103,11 @@ impl State {
         self.order.push_back(id);
         self.answers.insert(id, (index, outcome));
         while self.weight > ANSWERS_MAX && self.order.len() > 1 {
-            if let Some((_, outcome)) = self.order.pop_front().and_then(|id| self.answers.remove(&id)) {
+            if let Some((_, outcome)) = self
+                .order
+                .pop_front()
+                .and_then(|id| self.answers.remove(&id))
+            {
                 self.weight -= outcome.weight();
             }
         }
@@ -107,7 +118,11 @@ impl State {
         match (change, applied) {
             (CatalogCommand::Put(uploads), Applied::Put(versions)) => {
                 let files = uploads.iter().zip(versions);
-                Outcome::Put(files.map(|(upload, version)| (upload.name.clone(), upload.blob, version)).collect())
+                Outcome::Put(
+                    files
+                        .map(|(upload, version)| (upload.name.clone(), upload.blob, version))
+                        .collect(),
+                )
             }
             (_, Applied::Deleted(0)) => match change {
                 CatalogCommand::Delete(name) => Outcome::Refused(Refusal::NotFound(name.clone())),
@@ -120,20 +135,39 @@ impl State {
 
     fn apply_job(&mut self, change: JobCommand) -> Outcome {
         match change {
-            JobCommand::Publish(model) => {
-                self.jobs.publish(model);
-                Outcome::Done
-            }
-            JobCommand::Submit { model, dataset, batch, weight, at } => {
-                let Some(digest) = self.jobs.model(&model).map(|model| model.digest) else {
-                    return Outcome::Refused(Refusal::UnknownModel { model, known: self.jobs.model_names() });
+            JobCommand::Publish(model) => match self.jobs.publish(model) {
+                Some(_) => Outcome::Done,
+                None => {
+                    let why = format!("{MODELS_MAX} models are published, which is the limit");
+                    Outcome::Refused(Refusal::BadArgument(why))
+                }
+            },
+            JobCommand::Submit {
+                model,
+                dataset,
+                batch,
+                weight,
+                at,
+            } => {
+                let Some(published) = self
+                    .jobs
+                    .model(&model)
+                    .map(|published| published.model.clone())
+                else {
+                    return Outcome::Refused(self.unknown_model(&model));
                 };
+                if !self.jobs.has_room() {
+                    return Outcome::Refused(too_many_jobs());
+                }
                 let inputs = match self.inputs(&dataset) {
                     Ok(inputs) => inputs,
                     Err(refusal) => return Outcome::Refused(refusal),
                 };
                 self.catalog.pin(inputs.iter().map(|input| input.blob));
-                Outcome::Submitted(self.jobs.submit(model, digest, dataset, batch, weight, at, inputs))
+                Outcome::Submitted(
+                    self.jobs
+                        .submit(&published, &dataset, batch, weight, at, inputs),
+                )
             }
             JobCommand::Finished { tasks, at } => {
                 for task in &tasks {
@@ -142,12 +176,25 @@ impl State {
                 Outcome::Done
             }
             JobCommand::Completed { job, at } => {
-                let blobs = self.jobs.pinned_blobs(job);
+                let blobs: Vec<BlobId> = self.jobs.pinned_blobs(job).collect();
                 if self.jobs.complete(job, at) {
                     self.catalog.unpin(blobs);
                 }
                 Outcome::Done
             }
+        }
+    }
+
+    /// The refusal for a model that is not published.
+    pub fn unknown_model(&self, model: &str) -> Refusal {
+        let known = self
+            .jobs
+            .models()
+            .map(|published| published.model.name.clone())
+            .collect();
+        Refusal::UnknownModel {
+            model: model.into(),
+            known,
         }
     }
 
@@ -158,7 +205,11 @@ impl State {
             return Err(Refusal::EmptyDataset(dataset.into()));
         }
         if found.len() > INPUTS_MAX {
-            return Err(Refusal::DatasetTooLarge(dataset.into(), found.len() as u64, INPUTS_MAX as u64));
+            return Err(Refusal::DatasetTooLarge(
+                dataset.into(),
+                found.len() as u64,
+                INPUTS_MAX as u64,
+            ));
         }
         let input = |record: &VersionRecord| Input {
             name: record.name.clone(),
@@ -168,4 +219,11 @@ impl State {
         };
         Ok(found.into_iter().map(input).collect())
     }
+}
+
+/// The refusal where no further job may be started.
+pub fn too_many_jobs() -> Refusal {
+    Refusal::BadArgument(format!(
+        "{UNFINISHED_MAX} jobs have not ended yet, which is the limit: wait for one"
+    ))
 }

@@ -34,14 +34,20 @@ pub fn next(
     if healthy < size {
         // A new voter first where one is ready: a removal first would thin the disks that
         // hold the log.
-        if let Some(new) = live.iter().filter(stays).find(|server| !voters.contains(*server) && caught_up(server)) {
+        if let Some(new) = live
+            .iter()
+            .filter(stays)
+            .find(|server| !voters.contains(*server) && caught_up(server))
+        {
             changed.insert(new.clone());
             return Some(changed);
         }
         return None;
     }
     let gone = voters.iter().find(|server| !stays(server) && *server != me);
-    let surplus = (healthy > size).then(|| voters.iter().rev().find(|server| *server != me)).flatten();
+    let surplus = (healthy > size)
+        .then(|| voters.iter().rev().find(|server| *server != me))
+        .flatten();
     let own = (leaving && voters.contains(me)).then_some(me);
     let removed = gone.or(surplus).or(own)?;
     changed.remove(removed);
@@ -49,7 +55,11 @@ pub fn next(
 }
 
 fn largest_odd(number: usize) -> usize {
-    if number.is_multiple_of(2) { number - 1 } else { number }
+    if number.is_multiple_of(2) {
+        number - 1
+    } else {
+        number
+    }
 }
 
 #[cfg(test)]
@@ -58,7 +68,10 @@ mod tests {
     use crate::types::{NodeId, StorageId};
 
     fn server(number: usize) -> Server {
-        Server { node: NodeId::new(&format!("n{number}")).unwrap(), storage: StorageId(1) }
+        Server {
+            node: NodeId::new(&format!("n{number}")).unwrap(),
+            storage: StorageId(1),
+        }
     }
 
     fn servers(numbers: impl IntoIterator<Item = usize>) -> BTreeSet<Server> {
@@ -66,10 +79,21 @@ mod tests {
     }
 
     /// Changes until the rule is content; gives the voters and asserts single steps.
-    fn settle(mut voters: BTreeSet<Server>, live: &BTreeSet<Server>, me: usize, leaving: bool) -> BTreeSet<Server> {
+    fn settle(
+        mut voters: BTreeSet<Server>,
+        live: &BTreeSet<Server>,
+        me: usize,
+        leaving: bool,
+    ) -> BTreeSet<Server> {
         for _ in 0..50 {
-            let Some(changed) = next(&voters, live, &|_| true, &server(me), leaving) else { return voters };
-            assert_eq!(changed.symmetric_difference(&voters).count(), 1, "{voters:?} -> {changed:?}");
+            let Some(changed) = next(&voters, live, &|_| true, &server(me), leaving) else {
+                return voters;
+            };
+            assert_eq!(
+                changed.symmetric_difference(&voters).count(),
+                1,
+                "{voters:?} -> {changed:?}"
+            );
             voters = changed;
         }
         panic!("never settles: {voters:?}");
@@ -77,10 +101,23 @@ mod tests {
 
     #[test]
     fn grows_and_shrinks_to_the_size_rule() {
-        for (live, size) in [(1, 1), (2, 1), (3, 3), (4, 3), (5, 5), (6, 5), (7, 7), (8, 7), (20, 7)] {
+        for (live, size) in [
+            (1, 1),
+            (2, 1),
+            (3, 3),
+            (4, 3),
+            (5, 5),
+            (6, 5),
+            (7, 7),
+            (8, 7),
+            (20, 7),
+        ] {
             let live = servers(0..live);
             assert_eq!(settle(servers([0]), &live, 0, false).len(), size);
-            assert_eq!(settle(live.iter().take(7).cloned().collect(), &live, 0, false).len(), size);
+            assert_eq!(
+                settle(live.iter().take(7).cloned().collect(), &live, 0, false).len(),
+                size
+            );
         }
     }
 
@@ -94,13 +131,22 @@ mod tests {
 
     #[test]
     fn a_leaving_leader_hands_over_and_goes_last() {
-        assert_eq!(settle(servers([0]), &servers([0, 1]), 0, true), servers([1]));
-        assert_eq!(settle(servers(0..3), &servers(0..4), 0, true), servers([1, 2, 3]));
+        assert_eq!(
+            settle(servers([0]), &servers([0, 1]), 0, true),
+            servers([1])
+        );
+        assert_eq!(
+            settle(servers(0..3), &servers(0..4), 0, true),
+            servers([1, 2, 3])
+        );
         assert_eq!(settle(servers([0]), &servers([0]), 0, true), servers([0]));
     }
 
     #[test]
     fn who_has_not_caught_up_waits() {
-        assert_eq!(next(&servers([0]), &servers(0..3), &|_| false, &server(0), false), None);
+        assert_eq!(
+            next(&servers([0]), &servers(0..3), &|_| false, &server(0), false),
+            None
+        );
     }
 }

@@ -12,14 +12,23 @@
 //! `Catalog` and `Replica` live on every member; `Uploads` and `Repair` are the leader's,
 //! made anew for each term and rebuilt from the catalog, the view and the nodes' reports.
 
+mod ask;
 pub mod catalog;
+pub mod download;
 pub mod names;
 pub mod placement;
+pub mod repair;
 pub mod replica;
+pub mod upload;
+pub mod uploads;
 
 pub use catalog::{Applied, Catalog, Replicas, VersionRecord};
+pub use download::{BlobRead, Download, DownloadOutput, Downloaded, ReadId, ReadOutput};
 pub use placement::{Ring, targets};
+pub use repair::{Repair, RepairOutput};
 pub use replica::{FetchReport, PullAnswer, Replica};
+pub use upload::{TransferId, Upload, UploadFile, UploadOutput};
+pub use uploads::{Abandoned, Uploads};
 
 #[cfg(test)]
 mod tests;

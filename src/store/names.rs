@@ -59,6 +59,11 @@ impl<'a> Pattern<'a> {
         self.stem
     }
 
+    /// What every match ends with, dot included; empty where the data set has no extension.
+    pub fn extension(&self) -> &'a str {
+        self.extension
+    }
+
     /// Whether `name` is one of the data set's names.
     pub fn matches(&self, name: &str) -> bool {
         name.strip_prefix(self.stem)

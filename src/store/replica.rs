@@ -143,6 +143,11 @@ impl Replica {
         self.held.keys().copied()
     }
 
+    /// Copies that the catalog names with this server and that are not on its disk.
+    pub fn lost(&self) -> usize {
+        self.lost.len()
+    }
+
     /// Ordered copies on their way.
     pub fn in_flight(&self) -> usize {
         self.in_flight.len()

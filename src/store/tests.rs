@@ -1,9 +1,13 @@
 //! Tests of the store's parts, each alone; `node` and the simulation test them together.
 
 mod catalog;
+mod download;
 mod names;
 mod placement;
+mod repair;
 mod replica;
+mod upload;
+mod uploads;
 
 use std::collections::BTreeMap;
 

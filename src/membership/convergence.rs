@@ -1,0 +1,128 @@
+//! How views that differ become equal again.
+//!
+//! Decides: when two members exchange all that they believe, how the parts of a cut
+//! cluster find one another, and what the introducers are told. Leaves to others: the
+//! merging (`members`) and the ordinary spread (`gossip`, `belief`).
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::{DIFFERING_MAX, Membership, Purpose};
+use crate::types::{MemberState, NodeId, Time};
+use crate::wire::datagram::{MembershipRequest, Message, Sender};
+
+/// While the newest removal is younger than this, removed members are pinged more often.
+const RECONNECT_EAGER: Duration = Duration::from_secs(60);
+
+/// A member whose view has another digest than this node's.
+#[derive(Clone, Debug)]
+pub(super) struct Differing {
+    pub(super) since: Time,
+    pub(super) digest: u64,
+    pub(super) addr: SocketAddr,
+}
+
+impl Membership {
+    pub(super) fn compare_digest(
+        &mut self,
+        now: Time,
+        from: SocketAddr,
+        sender: &Sender,
+        digest: u64,
+    ) {
+        let record = self.members.record(&sender.node);
+        let unknown = record.is_none_or(|record| {
+            let believed = &record.member;
+            (believed.incarnation, believed.storage) < (sender.incarnation, sender.storage)
+        });
+        if digest == self.members.digest() && !unknown {
+            self.differing.remove(&sender.node);
+            return;
+        }
+        let room = self.differing.len() < DIFFERING_MAX;
+        // Who is not known here at all is asked at once.
+        let since = match unknown {
+            true => now - self.config.sync_after,
+            false => now,
+        };
+        match self.differing.get_mut(&sender.node) {
+            Some(differing) => {
+                differing.digest = digest;
+                differing.addr = from;
+            }
+            None if room => {
+                let differing = Differing {
+                    since,
+                    digest,
+                    addr: from,
+                };
+                self.differing.insert(sender.node.clone(), differing);
+            }
+            None => {}
+        }
+    }
+
+    pub(super) fn sync_due(&self) -> Option<Time> {
+        let mut pending = self.exchanges.values();
+        if pending.any(|pending| matches!(pending.purpose, Purpose::Sync)) {
+            return None;
+        }
+        let since = self.differing.values().map(|differing| differing.since);
+        since.min().map(|since| since + self.config.sync_after)
+    }
+
+    /// Exchanges everything with the member whose view has differed longest, one at a time.
+    pub(super) fn synchronise(&mut self, now: Time) {
+        if self.sync_due().is_none_or(|due| due > now) {
+            return;
+        }
+        let digest = self.members.digest();
+        self.differing.retain(|_, peer| peer.digest != digest);
+        let longest = self.differing.values_mut().min_by_key(|peer| peer.since);
+        let (Some(peer), Some(cluster)) = (longest, self.cluster) else {
+            return;
+        };
+        if peer.since + self.config.sync_after > now {
+            return;
+        }
+        peer.since = now;
+        let addr = peer.addr;
+        self.stats.syncs += 1;
+        let request = MembershipRequest::Sync {
+            cluster,
+            from: self.sender(),
+            updates: self.members.updates(),
+        };
+        self.exchange(now, addr, request, Purpose::Sync);
+    }
+
+    /// Pings one removed member, so that the parts of a cut cluster find one another.
+    pub(super) fn reconnect(&mut self, now: Time) {
+        let failed: Vec<NodeId> = self
+            .members
+            .tombstones()
+            .filter_map(|(_, node)| self.members.record(node))
+            .filter(|record| record.member.state == MemberState::Failed)
+            .map(|record| record.member.node.clone())
+            .collect();
+        let newest = self.members.tombstones().next_back().map(|(at, _)| *at);
+        let eager = newest.is_none_or(|at| now.since(at) < RECONNECT_EAGER);
+        let factor = if eager { 1 } else { 5 };
+        self.reconnect_at = now + self.config.reconnect_period * factor;
+        if !failed.is_empty() {
+            let chosen = self.rng.below(failed.len() as u64) as usize;
+            self.ping(&failed[chosen], 0);
+        }
+    }
+
+    pub(super) fn announce(&mut self, now: Time) {
+        self.announce_at = now + self.config.announce_period;
+        for introducer in self.introducers.clone() {
+            let message = Message::Announce {
+                member: self.me.clone(),
+                digest: self.members.digest(),
+            };
+            self.transmit(introducer, None, message, Vec::new());
+        }
+    }
+}

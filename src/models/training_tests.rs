@@ -1,0 +1,203 @@
+//! Tests of `training`.
+
+use super::*;
+
+/// Ten easily told patterns: label k is a bar at column 4 + 2k, its length varied.
+fn patterns(count: usize, seed: u64) -> Digits {
+    let mut rng = Rng::new(seed);
+    let mut digits = Digits {
+        images: vec![0; count * mnist::IMAGE_BYTES],
+        labels: (0..count).map(|index| (index % 10) as u8).collect(),
+    };
+    for (index, image) in digits.images.chunks_mut(mnist::IMAGE_BYTES).enumerate() {
+        let column = 4 + 2 * (index % 10);
+        let first = 4 + rng.below(4) as usize;
+        for row in first..first + 16 {
+            image[row * mnist::SIDE + column] = 255;
+            image[row * mnist::SIDE + column + 1] = 255;
+        }
+    }
+    digits
+}
+
+fn write_idx(dir: &Path, stem: &str, digits: &Digits) {
+    let mut images = vec![0, 0, 8, 3];
+    for word in [digits.len(), mnist::SIDE, mnist::SIDE] {
+        images.extend((word as u32).to_be_bytes());
+    }
+    images.extend(&digits.images);
+    let mut labels = vec![0, 0, 8, 1];
+    labels.extend((digits.len() as u32).to_be_bytes());
+    labels.extend(&digits.labels);
+    fs::write(dir.join(format!("{stem}-images-idx3-ubyte")), images).expect("written");
+    fs::write(dir.join(format!("{stem}-labels-idx1-ubyte")), labels).expect("written");
+}
+
+fn committed_models() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("models")
+}
+
+fn manifest() -> Manifest {
+    let path = committed_models().join("lenet.toml");
+    Manifest::read(&path).expect("the committed manifest").0
+}
+
+/// A folder with a small data set and the committed manifest, and a recipe for it.
+fn workplace(epochs: u32) -> (tempfile::TempDir, Recipe) {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    write_idx(dir.path(), "train", &patterns(300, 1));
+    write_idx(dir.path(), "t10k", &patterns(50, 2));
+    fs::copy(
+        committed_models().join("lenet.toml"),
+        dir.path().join("lenet.toml"),
+    )
+    .expect("copied");
+    let recipe = Recipe {
+        data: dir.path().into(),
+        models: dir.path().into(),
+        epochs,
+        seed: 3,
+        threads: 1,
+    };
+    (dir, recipe)
+}
+
+fn trained(recipe: &Recipe, resume_after: Option<u32>) -> Vec<u8> {
+    let digits = patterns(300, 1);
+    let mut run = Run::resume_or_start(recipe, digits.len()).expect("no checkpoint yet");
+    while run.epoch < recipe.epochs {
+        run.train_epoch(recipe, &digits, &manifest())
+            .expect("trained");
+        if resume_after == Some(run.epoch) {
+            run.save(recipe, digits.len()).expect("saved");
+            run = Run::resume_or_start(recipe, digits.len()).expect("resumed");
+            assert_eq!(Some(run.epoch), resume_after);
+        }
+    }
+    to_safetensors(&run.named(""), None)
+}
+
+#[test]
+fn a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one() {
+    use_threads(1);
+    let (_dir, recipe) = workplace(3);
+    let whole = trained(&recipe, None);
+    assert_eq!(
+        trained(&recipe, None),
+        whole,
+        "the same seed, the same weights"
+    );
+    assert!(trained(&recipe, Some(2)) == whole, "resumed after epoch 2");
+    fs::remove_file(recipe.checkpoint()).expect("a checkpoint was there");
+    let other = Recipe { seed: 4, ..recipe };
+    assert!(
+        trained(&other, None) != whole,
+        "another seed, other weights"
+    );
+}
+
+#[test]
+fn a_checkpoint_of_another_run_is_refused() {
+    let (_dir, recipe) = workplace(2);
+    Run::start(3).save(&recipe, 300).expect("saved");
+    for (other, images) in [
+        (
+            Recipe {
+                seed: 5,
+                ..recipe.clone()
+            },
+            300,
+        ),
+        (
+            Recipe {
+                epochs: 20,
+                ..recipe.clone()
+            },
+            300,
+        ),
+        (recipe.clone(), 299),
+    ] {
+        let Err(error) = Run::resume_or_start(&other, images) else {
+            panic!("the checkpoint is of another run")
+        };
+        assert!(error.to_string().contains("lenet.checkpoint"), "{error}");
+    }
+    fs::write(recipe.checkpoint(), b"garbage").expect("written");
+    assert!(Run::resume_or_start(&recipe, 300).is_err());
+}
+
+#[test]
+fn a_whole_run_learns_and_leaves_a_model_that_is_served() {
+    let (dir, recipe) = workplace(25);
+    let manifest_path = dir.path().join("lenet.toml");
+    let sealed = format!("digest = \"{}\"\n", Digest([0x5a; 32]));
+    let text: String = fs::read_to_string(&manifest_path)
+        .expect("manifest")
+        .lines()
+        .filter(|line| !line.starts_with("digest"))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    fs::write(&manifest_path, sealed + &text).expect("written");
+    let mut lines = Vec::new();
+    let outcome = train_lenet(&recipe, |line| lines.push(line)).expect("trained");
+    assert_eq!(lines.len(), 25);
+    assert_eq!(outcome.total, 50);
+    assert!(
+        outcome.right >= 45,
+        "{} of 50 right: {lines:#?}",
+        outcome.right
+    );
+    assert!(!recipe.checkpoint().exists());
+    let (manifest, _) = Manifest::read(&manifest_path).expect("still valid");
+    assert_eq!(manifest.weights_digest(), Some(outcome.digest));
+    let (right, total) = evaluate("lenet", dir.path(), dir.path(), 1).expect("served");
+    assert_eq!((right, total), (outcome.right, outcome.total));
+}
+
+#[test]
+fn the_step_size_rises_then_falls_to_nothing() {
+    let rates: Vec<f64> = (0..1000).map(|step| learning_rate(step, 1000)).collect();
+    assert!(rates[0] > 0.0 && rates[0] < LEARNING_RATE / 40.0);
+    assert!(rates[..50].windows(2).all(|pair| pair[0] < pair[1]));
+    assert!(rates[50..].windows(2).all(|pair| pair[0] > pair[1]));
+    assert!((rates[50] - LEARNING_RATE).abs() < 1e-9);
+    assert!(rates[999] < LEARNING_RATE / 1000.0);
+}
+
+#[test]
+fn augmentation_moves_a_digit_by_a_little() {
+    let image = Tensor::zeros([64, 1, 28, 28], (Kind::Float, Device::Cpu));
+    let _ = image.narrow(2, 13, 2).narrow(3, 13, 2).fill_(1.0);
+    let mut rng = Rng::new(1);
+    let moved = augment(&image, &mut rng);
+    assert_eq!(moved.size(), image.size());
+    assert!(moved.min().double_value(&[]) >= 0.0 && moved.max().double_value(&[]) <= 1.001);
+    // The dot at the centre stays within the largest shift and the blur of sampling.
+    let near = moved
+        .narrow(2, 9, 10)
+        .narrow(3, 9, 10)
+        .sum(Kind::Float)
+        .double_value(&[]);
+    let all = moved.sum(Kind::Float).double_value(&[]);
+    assert!(
+        (all - near).abs() < 1e-3 && all > 64.0 * 2.0,
+        "{near} of {all}"
+    );
+    let first = moved.narrow(0, 0, 1);
+    assert!(
+        (moved - first).abs().sum(Kind::Float).double_value(&[]) > 1.0,
+        "each by its own amounts"
+    );
+}
+
+#[test]
+fn the_committed_lenet_reaches_its_bar() {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/mnist");
+    if !data.join("t10k-images-idx3-ubyte").exists() {
+        println!("skipped: {} is missing; run `make data`", data.display());
+        return;
+    }
+    let (right, total) = evaluate("lenet", &committed_models(), &data, 1).expect("served");
+    assert_eq!(total, 10_000);
+    assert!(right >= 9_890, "{right} of {total} right");
+}

@@ -1,0 +1,345 @@
+//! Thread `coord`: owns the node's core and carries out what it asks for.
+//!
+//! Decides: the order in which waiting inputs are taken, and that no device holds this
+//! thread up: it only ever `try_send`s. What a full queue does not take is refused to the
+//! core at once, or kept here where the core expects no answer. Leaves to others: all
+//! protocol (`node`), all waiting (the other threads).
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, select_biased};
+
+use super::Shared;
+use super::counters::count;
+use super::crew::Ending;
+use super::keep::Keep;
+use super::peers::Peer;
+use super::ping::{Command, Handle, hand_on};
+use super::prepare::Order;
+use crate::consensus::LogWrite;
+use crate::node::Node;
+use crate::node::io::{Input, Output, RequestToken};
+use crate::types::{BlobId, Server, View};
+use crate::wire::client::{Reply, Request};
+use crate::wire::peer::PeerMessage;
+use crate::wire::store::Located;
+
+/// Inputs that are taken in one turn, before outputs are carried out and timers may fire.
+const TURN_MAX: usize = 64;
+/// Answers from devices that wait; a device that finds no room waits.
+pub(super) const RESULTS_MAX: usize = 64;
+/// Messages of peers that wait; a connection that finds no room waits.
+pub(super) const MESSAGES_MAX: usize = 256;
+/// Commands that wait; a client that finds no room is told that the node is busy.
+pub(super) const ASKS_MAX: usize = 256;
+/// Events of membership that wait; membership keeps the others.
+pub(super) const EVENTS_MAX: usize = 16;
+const NAP: Duration = Duration::from_secs(1);
+
+/// What a connection's thread asks of the core.
+pub(super) enum Ask {
+    /// A client's command.
+    Request {
+        /// The command.
+        request: Request,
+        /// For the answer; room for one.
+        reply: Sender<Reply>,
+    },
+    /// Uploaded blobs are on disk.
+    Stored {
+        /// The blobs.
+        blobs: Vec<BlobId>,
+        /// Told when the core has noted them; room for one.
+        noted: Sender<()>,
+    },
+}
+
+enum Waiting {
+    Reply(Sender<Reply>),
+    Noted(Sender<()>),
+}
+
+/// Where inputs come from.
+pub(super) struct Inputs {
+    /// Closed when the thread is to end.
+    pub(super) stop: Receiver<()>,
+    /// Membership's events.
+    pub(super) events: Receiver<Input>,
+    /// Membership's newest view.
+    pub(super) views: Receiver<View>,
+    /// Answers from devices.
+    pub(super) results: Receiver<Input>,
+    /// Messages of peers.
+    pub(super) messages: Receiver<Input>,
+    /// Commands and uploads.
+    pub(super) asks: Receiver<Ask>,
+}
+
+/// Where outputs go.
+pub(super) struct Devices {
+    pub(super) ping: Handle,
+    pub(super) log: Sender<LogWrite>,
+    pub(super) disk: Sender<Keep>,
+    pub(super) fetch: Sender<Vec<Located>>,
+    pub(super) prepare: Sender<Order>,
+}
+
+/// The thread's state.
+pub(super) struct Coordinator {
+    node: Node,
+    shared: Arc<Shared>,
+    inputs: Inputs,
+    devices: Devices,
+    waiting: BTreeMap<RequestToken, Waiting>,
+    next_token: u64,
+    peers: BTreeMap<Server, Peer>,
+    next_peer: u64,
+    /// Orders that a full queue did not take, on their way back to the core.
+    refused: VecDeque<Input>,
+    /// Blobs to be removed once the disk thread has room.
+    removals: Vec<BlobId>,
+    /// Orders to membership that it had no room for.
+    commands: VecDeque<Command>,
+}
+
+enum Turn {
+    Stop,
+    Input(Input),
+    Nothing,
+}
+
+impl Coordinator {
+    /// A coordinator thread around `node`.
+    pub(super) fn new(
+        node: Node,
+        shared: Arc<Shared>,
+        inputs: Inputs,
+        devices: Devices,
+    ) -> Coordinator {
+        Coordinator {
+            node,
+            shared,
+            inputs,
+            devices,
+            waiting: BTreeMap::new(),
+            next_token: 0,
+            peers: BTreeMap::new(),
+            next_peer: 0,
+            refused: VecDeque::new(),
+            removals: Vec::new(),
+            commands: VecDeque::new(),
+        }
+    }
+
+    /// Runs until the process stops.
+    pub(super) fn run(mut self) -> Result<(), String> {
+        let clock = self.shared.clock;
+        loop {
+            self.carry_out()?;
+            match self.next() {
+                Turn::Stop => return Ok(()),
+                Turn::Input(input) => self.node.handle(clock.now(), input),
+                Turn::Nothing => {}
+            }
+            for _ in 1..TURN_MAX {
+                let Some(input) = self.next_waiting() else {
+                    break;
+                };
+                self.node.handle(clock.now(), input);
+            }
+            let now = clock.now();
+            if self.node.poll_timeout().is_some_and(|due| due <= now) {
+                self.node.handle(now, Input::Timeout);
+            }
+        }
+    }
+
+    /// Waits for the next input until the core's deadline.
+    fn next(&mut self) -> Turn {
+        if let Some(input) = self.refused.pop_front() {
+            return Turn::Input(input);
+        }
+        let longest = match self.removals.is_empty() && self.commands.is_empty() {
+            true => NAP,
+            false => Duration::from_millis(20),
+        };
+        let wait = self.shared.clock.until(self.node.poll_timeout(), longest);
+        // A closed channel other than `stop` means that its thread has died, which ends the
+        // process anyway; until then it must not keep this loop busy.
+        let input = select_biased! {
+            recv(self.inputs.stop) -> _ => return Turn::Stop,
+            recv(self.inputs.events) -> event => event.ok(),
+            recv(self.inputs.views) -> view => view.ok().map(|view| self.take_view(view)),
+            recv(self.inputs.results) -> result => result.ok(),
+            recv(self.inputs.messages) -> message => message.ok(),
+            recv(self.inputs.asks) -> ask => ask.ok().map(|ask| self.take_ask(ask)),
+            default(wait) => return Turn::Nothing,
+        };
+        match input {
+            Some(input) => Turn::Input(input),
+            None => {
+                std::thread::sleep(Duration::from_millis(20));
+                Turn::Nothing
+            }
+        }
+    }
+
+    /// The next input that is there already.
+    fn next_waiting(&mut self) -> Option<Input> {
+        if let Ok(event) = self.inputs.events.try_recv() {
+            return Some(event);
+        }
+        if let Ok(view) = self.inputs.views.try_recv() {
+            return Some(self.take_view(view));
+        }
+        if let Ok(result) = self.inputs.results.try_recv() {
+            return Some(result);
+        }
+        if let Ok(message) = self.inputs.messages.try_recv() {
+            return Some(message);
+        }
+        let ask = self.inputs.asks.try_recv().ok()?;
+        Some(self.take_ask(ask))
+    }
+
+    fn take_ask(&mut self, ask: Ask) -> Input {
+        self.next_token += 1;
+        let token = RequestToken(self.next_token);
+        match ask {
+            Ask::Request { request, reply } => {
+                self.waiting.insert(token, Waiting::Reply(reply));
+                Input::Request { token, request }
+            }
+            Ask::Stored { blobs, noted } => {
+                self.waiting.insert(token, Waiting::Noted(noted));
+                Input::Stored { token, blobs }
+            }
+        }
+    }
+
+    /// Keeps one connection to each other member of the view.
+    fn take_view(&mut self, view: View) -> Input {
+        let me = &self.shared.me.node;
+        self.peers.retain(|server, peer| {
+            view.server(server)
+                .is_some_and(|member| member.addr == peer.addr)
+        });
+        let cluster = *self.shared.cluster.read();
+        let others = view.members.iter().filter(|(node, _)| *node != me);
+        for member in others.map(|(_, member)| member) {
+            let (server, Some(cluster)) = (member.server(), cluster) else {
+                continue;
+            };
+            if self.peers.contains_key(&server) {
+                continue;
+            }
+            self.next_peer += 1;
+            let (number, ping) = (self.next_peer, self.devices.ping.clone());
+            match Peer::start(
+                number,
+                server.clone(),
+                member.addr,
+                cluster,
+                ping,
+                &self.shared,
+            ) {
+                Ok(peer) => drop(self.peers.insert(server, peer)),
+                // The next view tries again; the others go on.
+                Err(error) => log::error!("no connection to {}: {error}", member.node),
+            }
+        }
+        Input::View(view)
+    }
+
+    /// Carries out all that the core asks for.
+    fn carry_out(&mut self) -> Result<(), String> {
+        while let Some(output) = self.node.poll_output() {
+            match output {
+                Output::Send { to, message } => self.send(&to, message),
+                Output::Reply { token, reply } => {
+                    if let Some(Waiting::Reply(client)) = self.waiting.remove(&token) {
+                        // A client that has gone does not read it.
+                        let _ = client.try_send(reply);
+                    }
+                }
+                Output::StoredNoted { token } => {
+                    if let Some(Waiting::Noted(client)) = self.waiting.remove(&token) {
+                        let _ = client.try_send(());
+                    }
+                }
+                Output::Persist(write) => {
+                    // Consensus bounds its writes below the queue's length.
+                    let sent = self.devices.log.try_send(write);
+                    sent.map_err(|error| format!("the log thread took no write: {error}"))?;
+                }
+                Output::Fetch(order) => {
+                    if let Err(error) = self.devices.fetch.try_send(order) {
+                        let order = error.into_inner();
+                        let failed = order.iter().map(|located| (located.blob, false));
+                        self.refuse(Input::Fetched(failed.collect()));
+                    }
+                }
+                Output::Write { blob, name, bytes } => {
+                    let order = Keep::Write { blob, name, bytes };
+                    if self.devices.disk.try_send(order).is_err() {
+                        let result = Err("the disk is busy".into());
+                        self.refuse(Input::Written { blob, result });
+                    }
+                }
+                Output::Remove(blobs) => self.removals.extend(blobs),
+                Output::Run(assignment) => self.order(Order::Run(assignment)),
+                Output::Load(files) => self.order(Order::Load(files)),
+                Output::Join => self.commands.push_back(Command::Join),
+                Output::Leave => self.commands.push_back(Command::Leave),
+                Output::Exit => self.shared.crew.end(Ending::Asked),
+            }
+        }
+        if !self.removals.is_empty() {
+            let order = Keep::Remove(std::mem::take(&mut self.removals));
+            if let Err(error) = self.devices.disk.try_send(order)
+                && let Keep::Remove(blobs) = error.into_inner()
+            {
+                self.removals = blobs;
+            }
+        }
+        if !self.commands.is_empty() {
+            hand_on(&mut self.commands, &self.devices.ping.commands);
+            self.devices.ping.waker.wake();
+        }
+        Ok(())
+    }
+
+    fn send(&self, to: &Server, message: PeerMessage) {
+        match self.peers.get(to) {
+            Some(peer) => peer.send(message, &self.shared),
+            None => count(&self.shared.counters.messages_lost),
+        }
+    }
+
+    fn order(&mut self, order: Order) {
+        let Err(error) = self.devices.prepare.try_send(order) else {
+            return;
+        };
+        let busy = || "the node is busy".to_string();
+        match error.into_inner() {
+            Order::Run(assignment) => {
+                let row = |index| (index, crate::wire::schedule::Outcome::Error(busy()));
+                let rows = assignment.inputs.iter().map(|i| row(i.index)).collect();
+                let id = assignment.id;
+                self.refuse(Input::BatchDone { id, rows });
+            }
+            Order::Load(files) => self.refuse(Input::ModelLoaded {
+                name: files.name,
+                digest: files.digest,
+                result: Err(busy()),
+            }),
+        }
+    }
+
+    fn refuse(&mut self, input: Input) {
+        count(&self.shared.counters.orders_refused);
+        self.refused.push_back(input);
+    }
+}

@@ -1,0 +1,215 @@
+//! Thread `infer`: the single owner of the networks.
+//!
+//! Decides: one thing at a time, so that a node runs one task by construction. Leaves to
+//! others: reading and decoding (`prepare`), and the networks themselves (`models`),
+//! which come in as a [`Classifier`] so that the threads can be tested without libtorch.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crossbeam_channel::{Receiver, Sender};
+
+use crate::models::manifest::Manifest;
+use crate::node::io::Input;
+use crate::types::Digest;
+use crate::wire::schedule::{AssignmentId, Outcome};
+
+/// Networks that are kept loaded; the one that was used longest ago goes.
+const NETWORKS_MAX: usize = 16;
+
+/// Loads networks and runs them. Used by one thread.
+pub trait Classifier: Send {
+    /// A loaded and warm network, or why there is none.
+    fn load(
+        &mut self,
+        manifest: &Manifest,
+        weights: &[u8],
+        digest: Digest,
+    ) -> Result<Box<dyn Network>, String>;
+}
+
+/// A loaded network. Used by the thread that loaded it.
+pub trait Network {
+    /// Label number and confidence of each of the `count` inputs in `numbers`.
+    ///
+    /// *Shape*: `[count, channels, height, width]` f32.
+    fn classify(&self, numbers: &[f32], count: usize) -> Result<Vec<(u32, f32)>, String>;
+}
+
+/// What the thread does.
+pub(super) enum Work {
+    /// Classify the inputs of a task.
+    Batch {
+        /// The task.
+        id: AssignmentId,
+        /// Name of the network and digest of its weights.
+        model: (String, Digest),
+        /// Input numbers, in the order of the numbers.
+        indices: Vec<u32>,
+        /// The inputs, one after the other.
+        numbers: Vec<f32>,
+        /// Rows of the inputs that could not be prepared.
+        errors: Vec<(u32, Outcome)>,
+    },
+    /// Load a network.
+    Load {
+        /// Its name.
+        name: String,
+        /// Digest of its weights.
+        digest: Digest,
+        /// Its manifest.
+        manifest: Arc<Manifest>,
+        /// Its weights.
+        weights: Vec<u8>,
+    },
+}
+
+struct Loaded {
+    network: Box<dyn Network>,
+    manifest: Arc<Manifest>,
+    used: u64,
+}
+
+/// Works until the channel closes.
+pub(super) fn run(
+    mut classifier: Box<dyn Classifier>,
+    work: Receiver<Work>,
+    results: Sender<Input>,
+) -> Result<(), String> {
+    let mut networks: BTreeMap<(String, Digest), Loaded> = BTreeMap::new();
+    for (turn, item) in (1..).zip(work) {
+        let result = match item {
+            Work::Load {
+                name,
+                digest,
+                manifest,
+                weights,
+            } => {
+                let result = classifier.load(&manifest, &weights, digest);
+                let result = result.map(|network| {
+                    let loaded = Loaded {
+                        network,
+                        manifest,
+                        used: turn,
+                    };
+                    networks.insert((name.clone(), digest), loaded);
+                    forget_oldest(&mut networks);
+                });
+                Input::ModelLoaded {
+                    name,
+                    digest,
+                    result,
+                }
+            }
+            Work::Batch {
+                id,
+                model,
+                indices,
+                numbers,
+                errors,
+            } => {
+                let answers = match networks.get_mut(&model) {
+                    Some(loaded) => {
+                        loaded.used = turn;
+                        classify(loaded, &numbers, indices.len())
+                    }
+                    None => Err(format!("model {} is not loaded on this node", model.0)),
+                };
+                let rows = rows(&indices, answers, errors);
+                Input::BatchDone { id, rows }
+            }
+        };
+        if results.send(result).is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn forget_oldest(networks: &mut BTreeMap<(String, Digest), Loaded>) {
+    if networks.len() > NETWORKS_MAX {
+        let oldest = networks.iter().min_by_key(|(_, loaded)| loaded.used);
+        if let Some(key) = oldest.map(|(key, _)| key.clone()) {
+            networks.remove(&key);
+        }
+    }
+}
+
+fn classify(loaded: &Loaded, numbers: &[f32], count: usize) -> Result<Vec<Outcome>, String> {
+    let answers = loaded.network.classify(numbers, count)?;
+    if answers.len() != count {
+        return Err(format!("{} answers to {count} inputs", answers.len()));
+    }
+    let labels = &loaded.manifest.labels;
+    let outcome = |(label, confidence): (u32, f32)| match labels.get(label as usize) {
+        Some(label) => Outcome::Label {
+            label: label.clone(),
+            confidence,
+        },
+        None => Outcome::Error(format!("the network answered {label}, which has no label")),
+    };
+    Ok(answers.into_iter().map(outcome).collect())
+}
+
+/// One row for each input, in the order of the inputs' numbers.
+fn rows(
+    indices: &[u32],
+    answers: Result<Vec<Outcome>, String>,
+    errors: Vec<(u32, Outcome)>,
+) -> Vec<(u32, Outcome)> {
+    let mut rows = errors;
+    match answers {
+        Ok(answers) => rows.extend(indices.iter().copied().zip(answers)),
+        Err(error) => {
+            let row = |index: &u32| (*index, Outcome::Error(error.clone()));
+            rows.extend(indices.iter().map(row));
+        }
+    }
+    rows.sort_by_key(|(index, _)| *index);
+    rows
+}
+
+/// The networks of `models`, on libtorch.
+#[cfg(feature = "torch")]
+pub mod torch {
+    use super::{Classifier, Network};
+    use crate::models::engine::{self, Engine};
+    use crate::models::manifest::Manifest;
+    use crate::types::Digest;
+
+    /// Loads [`Engine`]s on one device.
+    #[derive(Debug)]
+    pub struct Torch {
+        device: tch::Device,
+        threads: usize,
+    }
+
+    impl Torch {
+        /// On the device that `--device` names, with so many threads for one operator.
+        pub fn new(device: &str, threads: usize) -> Result<Torch, String> {
+            let device = engine::device(device).map_err(|error| error.to_string())?;
+            Ok(Torch { device, threads })
+        }
+    }
+
+    impl Classifier for Torch {
+        fn load(
+            &mut self,
+            manifest: &Manifest,
+            weights: &[u8],
+            digest: Digest,
+        ) -> Result<Box<dyn Network>, String> {
+            let engine = Engine::load(manifest, weights, digest, self.device, self.threads)
+                .map_err(|error| error.to_string())?;
+            Ok(Box::new(engine))
+        }
+    }
+
+    impl Network for Engine {
+        fn classify(&self, numbers: &[f32], count: usize) -> Result<Vec<(u32, f32)>, String> {
+            let answers = Engine::classify(self, numbers, count).map_err(|e| e.to_string())?;
+            let pair = |answer: engine::Prediction| (answer.label, answer.confidence);
+            Ok(answers.into_iter().map(pair).collect())
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! Threads `log` and `disk`: the two that wait for syncs, so that nobody else has to.
+//!
+//! Decides: nothing; they do what they are told, in order. Leaves to others: what to
+//! write, and what a failure means, except that a log or an identity which cannot be
+//! written ends the process: this copy is lost.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crossbeam_channel::{Receiver, Sender};
+
+use crate::consensus::LogWrite;
+use crate::disk::{Blobs, DataDirectory, DiskError, Journal};
+use crate::node::io::Input;
+use crate::types::{BlobId, ClusterId, Digest, FileName, Incarnation};
+
+/// Log writes that wait; consensus never has more than two under way.
+pub(super) const WRITES_MAX: usize = 4;
+/// Orders that wait for the disk thread.
+pub(super) const KEEPS_MAX: usize = 64;
+
+/// What the disk thread does.
+pub(super) enum Keep {
+    /// Write a blob, then report `Written`.
+    Write {
+        /// Its id.
+        blob: BlobId,
+        /// The SDFS name.
+        name: FileName,
+        /// Its content.
+        bytes: Vec<u8>,
+    },
+    /// Remove blobs.
+    Remove(Vec<BlobId>),
+    /// Note the cluster, and say when that is on disk.
+    Cluster {
+        /// The cluster.
+        cluster: ClusterId,
+        /// Told when it is noted; room for one.
+        done: Sender<()>,
+    },
+    /// Note the incarnation.
+    Incarnation(Incarnation),
+    /// Note where the members are.
+    Members(Vec<SocketAddr>),
+}
+
+/// Thread `log`: appends and syncs until the channel closes.
+pub(super) fn run_log(
+    mut journal: Journal,
+    writes: Receiver<LogWrite>,
+    results: Sender<Input>,
+) -> Result<(), String> {
+    for write in writes {
+        journal.append(&write).map_err(|error| error.to_string())?;
+        if results.send(Input::Persisted(write.ticket)).is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Thread `disk`: carries orders out until the channel closes. It holds the data
+/// directory's lock.
+pub(super) fn run_disk(
+    mut directory: DataDirectory,
+    blobs: Arc<Blobs>,
+    orders: Receiver<Keep>,
+    results: Sender<Input>,
+) -> Result<(), String> {
+    let noted = |result: Result<(), DiskError>| result.map_err(|error| error.to_string());
+    for order in orders {
+        match order {
+            Keep::Write { blob, name, bytes } => {
+                let result = write(&blobs, blob, &name, &bytes).map_err(|error| error.to_string());
+                if results.send(Input::Written { blob, result }).is_err() {
+                    break;
+                }
+            }
+            Keep::Remove(gone) => {
+                // What stays is swept after the next start.
+                if let Err(error) = blobs.remove(&gone) {
+                    log::warn!("{error}");
+                }
+            }
+            Keep::Cluster { cluster, done } => {
+                noted(directory.set_cluster(cluster))?;
+                let _ = done.try_send(());
+            }
+            Keep::Incarnation(incarnation) => noted(directory.set_incarnation(incarnation))?,
+            Keep::Members(members) => noted(directory.set_members(members))?,
+        }
+    }
+    Ok(())
+}
+
+fn write(
+    blobs: &Blobs,
+    blob: BlobId,
+    name: &FileName,
+    bytes: &[u8],
+) -> Result<(Digest, u64), DiskError> {
+    let length = bytes.len() as u64;
+    let mut writer = blobs.create(blob, name, length)?;
+    writer.write(bytes)?;
+    Ok((writer.finish()?, length))
+}

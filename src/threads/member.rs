@@ -1,0 +1,172 @@
+//! The membership of a node on thread `ping`: where its outputs go.
+//!
+//! Decides: what is persisted before others hear of it, and that views are conflated.
+//! Leaves to others: the protocol (`membership`) and the socket (`ping`).
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use super::Shared;
+use super::dial::Exchange;
+use super::keep::Keep;
+use super::ping::{Command, Core, Step, conflate, hand_on};
+use crate::membership::{Membership, Output};
+use crate::node::io::Input;
+use crate::types::{Time, View};
+use crate::wire::datagram::Datagram;
+
+/// How long the disk may take to note the cluster before the node gives up.
+const NOTE_PATIENCE: Duration = Duration::from_secs(30);
+/// Addresses of members are noted at most this often.
+const ADDRESSES_PERIOD: Duration = Duration::from_secs(5);
+
+/// A [`Membership`] and the ways to those who hear of its decisions.
+pub(super) struct Member {
+    pub(super) membership: Membership,
+    pub(super) shared: Arc<Shared>,
+    /// To `coord`: joined, refused, left.
+    pub(super) events: Sender<Input>,
+    /// To `coord`: the newest view.
+    pub(super) views: Sender<View>,
+    /// The other end of `views`, to take an outdated one back.
+    pub(super) outdated: Receiver<View>,
+    /// To the disk.
+    pub(super) keep: Sender<Keep>,
+    /// Events that `coord` had no room for.
+    pub(super) waiting: VecDeque<Input>,
+    /// Notes that the disk had no room for.
+    pub(super) notes: VecDeque<Keep>,
+    /// When the members' addresses may be noted again; set while the noted ones are old.
+    pub(super) addresses_due: Option<Time>,
+    /// When they were noted last.
+    pub(super) addresses_noted: Option<Time>,
+}
+
+impl Member {
+    /// Notes `note` before anything that follows it.
+    fn keep_now(&mut self, make: impl FnOnce(Sender<()>) -> Keep) -> Result<(), String> {
+        let (done, noted) = bounded(1);
+        self.keep
+            .send_timeout(make(done), NOTE_PATIENCE)
+            .map_err(|_| "the disk thread does not take the cluster id".to_string())?;
+        noted
+            .recv_timeout(NOTE_PATIENCE)
+            .map_err(|_| "the disk did not note the cluster id in time".to_string())
+    }
+
+    fn handle_view(&mut self, view: View) {
+        if self.addresses_due.is_none() {
+            let now = self.shared.clock.now();
+            let earliest = self.addresses_noted.map_or(now, |at| at + ADDRESSES_PERIOD);
+            self.addresses_due = Some(earliest.max(now));
+        }
+        conflate(&self.views, &self.outdated, view);
+    }
+}
+
+impl Core for Member {
+    fn handle_datagram(&mut self, now: Time, from: SocketAddr, datagram: Datagram) {
+        self.membership.handle_datagram(now, from, datagram);
+    }
+
+    fn handle_command(&mut self, now: Time, command: Command) {
+        match command {
+            Command::Join => self.membership.handle_join(now),
+            Command::Leave => self.membership.handle_leave(now),
+            // Whoever has gone away meanwhile does not read the answers.
+            Command::Request { request, reply } => {
+                let _ = reply.try_send(self.membership.handle_request(now, request));
+            }
+            Command::Exchanged { id, result } => self.membership.handle_exchanged(now, id, result),
+            Command::ConnectionClosed(node) => {
+                self.membership.handle_connection_closed(now, &node);
+            }
+            Command::Why { name, reply } => {
+                let events = self.membership.events().iter();
+                let named = events.filter(|event| event.member.as_str() == name);
+                let _ = reply.try_send(named.map(ToString::to_string).collect());
+            }
+            Command::Stats { reply } => {
+                let stats = self.membership.stats();
+                let _ = reply.try_send(vec![
+                    ("membership_not_member", stats.not_member),
+                    ("membership_wrong_cluster", stats.wrong_cluster),
+                    ("membership_wrong_destination", stats.wrong_destination),
+                    ("membership_invalid", stats.invalid),
+                    ("membership_refused_members", stats.refused_members),
+                    ("accusations", stats.accusations),
+                    ("refutations", stats.refutations),
+                    ("removals", stats.removals),
+                    ("full_exchanges", stats.syncs),
+                    ("pauses", stats.pauses),
+                ]);
+            }
+        }
+    }
+
+    fn handle_timeout(&mut self, now: Time) {
+        self.membership.handle_timeout(now);
+    }
+
+    fn poll_timeout(&self) -> Option<Time> {
+        self.membership.poll_timeout()
+    }
+
+    fn poll_step(&mut self) -> Result<Option<Step>, String> {
+        let Some(output) = self.membership.poll_output() else {
+            return Ok(None);
+        };
+        match output {
+            Output::Transmit { to, datagram } => return Ok(Some(Step::Transmit(to, datagram))),
+            Output::Exchange { id, to, request } => {
+                return Ok(Some(Step::Exchange(Exchange { id, to, request })));
+            }
+            Output::View(view) => self.handle_view(view),
+            Output::Joined {
+                member,
+                cluster,
+                formed,
+            } => {
+                self.keep_now(|done| Keep::Cluster { cluster, done })?;
+                *self.shared.cluster.write() = Some(cluster);
+                log::info!("joined cluster {cluster:?} as {}", member.process_id());
+                self.waiting.push_back(Input::Joined {
+                    member,
+                    cluster,
+                    formed,
+                });
+            }
+            Output::JoinRefused { reason } => {
+                log::error!("cannot join: {reason}");
+                self.waiting
+                    .push_back(Input::JoinRefused(reason.to_string()));
+            }
+            Output::Left => self.waiting.push_back(Input::Left),
+            Output::Evicted { reason } => return Err(reason.to_string()),
+            Output::Incarnation(incarnation) => {
+                self.notes.push_back(Keep::Incarnation(incarnation));
+            }
+        }
+        // At once, and before a view that may follow: `coord` reads events first.
+        hand_on(&mut self.waiting, &self.events);
+        Ok(Some(Step::Nothing))
+    }
+
+    fn retry(&mut self) {
+        hand_on(&mut self.waiting, &self.events);
+        let now = self.shared.clock.now();
+        if self.addresses_due.is_some_and(|due| due <= now) && self.membership.is_member() {
+            self.addresses_due = None;
+            self.addresses_noted = Some(now);
+            let addresses = self.membership.known_addrs();
+            if !addresses.is_empty() {
+                self.notes.push_back(Keep::Members(addresses));
+            }
+        }
+        hand_on(&mut self.notes, &self.keep);
+    }
+}

@@ -1,0 +1,136 @@
+//! Reading blobs from other nodes: the one client of `Purpose::Blobs` in a node.
+//!
+//! Decides: that bytes which do not have the expected length or digest are no copy.
+//! Leaves to others: which source to ask and what to do with the bytes.
+
+use std::collections::BTreeMap;
+use std::io::BufReader;
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use super::net;
+use crate::types::{BlobId, Digest, Server};
+use crate::wire::peer::{BlobReply, BlobRequest, Purpose};
+use crate::wire::store::Target;
+use crate::wire::{Frame, WireError, read_frame, read_message, write_message};
+
+/// Blobs asked for in one request.
+pub(super) const BLOBS_IN_REQUEST: usize = 64;
+const CONNECT: Duration = Duration::from_millis(800);
+/// A source without progress for so long has failed.
+const STALL: Duration = Duration::from_secs(2);
+const BUFFER: usize = 64 << 10;
+
+/// What is wanted of a blob.
+#[derive(Clone, Debug)]
+pub(super) struct Want {
+    /// Its id.
+    pub(super) blob: BlobId,
+    /// Length in bytes.
+    pub(super) bytes: u64,
+    /// BLAKE3 of the bytes.
+    pub(super) digest: Digest,
+    /// Who holds it.
+    pub(super) sources: Vec<Target>,
+}
+
+impl Want {
+    /// The source to ask in attempt number `attempt`, other nodes only. Different blobs
+    /// start at different sources, so that no holder has to serve all.
+    fn source(&self, attempt: usize, me: &Server) -> Option<SocketAddr> {
+        let others: Vec<&Target> = self.sources.iter().filter(|s| s.server != *me).collect();
+        let place = (self.blob.counter as usize).wrapping_add(attempt);
+        (attempt < others.len()).then(|| others[place % others.len()].addr)
+    }
+}
+
+/// Groups of wants, by number, that go to the same source in this attempt.
+pub(super) fn by_source(
+    wants: &[Want],
+    open: impl Iterator<Item = usize>,
+    attempt: usize,
+    me: &Server,
+) -> BTreeMap<SocketAddr, Vec<usize>> {
+    let mut groups: BTreeMap<SocketAddr, Vec<usize>> = BTreeMap::new();
+    for number in open {
+        if let Some(addr) = wants[number].source(attempt, me) {
+            groups.entry(addr).or_default().push(number);
+        }
+    }
+    groups
+}
+
+/// A connection to one source.
+pub(super) struct Source {
+    reader: BufReader<TcpStream>,
+}
+
+/// Why a blob did not come.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum PullError {
+    /// The source does not have it; the connection goes on.
+    #[error("the source refused: {0}")]
+    Refused(String),
+    /// The connection is of no more use.
+    #[error("{0}")]
+    Broken(#[from] WireError),
+    /// The bytes are others than the wanted ones; the connection is of no more use.
+    #[error("the source sent other bytes than were wanted")]
+    Different,
+    /// The sink refused; the connection is of no more use.
+    #[error("{0}")]
+    Sink(String),
+}
+
+impl PullError {
+    /// Whether the connection's next answer can still be read.
+    pub(super) fn goes_on(&self) -> bool {
+        matches!(self, PullError::Refused(_))
+    }
+}
+
+impl Source {
+    /// Connects to `addr`.
+    pub(super) fn open(addr: SocketAddr) -> Result<Source, WireError> {
+        let stream = net::dial(addr, Purpose::Blobs, CONNECT, STALL)?;
+        Ok(Source {
+            reader: BufReader::with_capacity(BUFFER, stream),
+        })
+    }
+
+    /// Asks for these blobs from their first byte on.
+    pub(super) fn request(&mut self, blobs: &[BlobId]) -> Result<(), WireError> {
+        let list = blobs.iter().map(|blob| (*blob, 0)).collect();
+        write_message(self.reader.get_mut(), &BlobRequest::Read(list))
+    }
+
+    /// Reads the next answer into `sink`: exactly the wanted bytes, or an error.
+    pub(super) fn receive(
+        &mut self,
+        want: &Want,
+        mut sink: impl FnMut(&[u8]) -> Result<(), String>,
+    ) -> Result<(), PullError> {
+        match read_message(&mut self.reader)? {
+            BlobReply::Sending(bytes) if bytes == want.bytes => {}
+            BlobReply::Sending(_) | BlobReply::Stored(_) => return Err(PullError::Different),
+            BlobReply::Refused(reason) => return Err(PullError::Refused(reason)),
+        }
+        let mut hasher = blake3::Hasher::new();
+        let mut left = want.bytes;
+        while left > 0 {
+            let Frame::Chunk(chunk) = read_frame(&mut self.reader)? else {
+                return Err(PullError::Different);
+            };
+            if chunk.is_empty() || chunk.len() as u64 > left {
+                return Err(PullError::Different);
+            }
+            left -= chunk.len() as u64;
+            hasher.update(&chunk);
+            sink(&chunk).map_err(PullError::Sink)?;
+        }
+        match *hasher.finalize().as_bytes() == want.digest.0 {
+            true => Ok(()),
+            false => Err(PullError::Different),
+        }
+    }
+}

@@ -451,3 +451,6 @@ fn spawn(
         stop: Some(stop),
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,9 +1,11 @@
 //! `train`: trains and evaluates networks, without a cluster.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::{Parser, Subcommand};
+use dlc::models::engine::wait_passively;
 use dlc::models::mnist::{self, Split};
 use dlc::models::training::{self, Recipe};
 
@@ -59,17 +61,51 @@ enum Task {
     },
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("train: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> anyhow::Result<()> {
     let started = Instant::now();
-    match Arguments::parse().command {
-        Task::Lenet { data, models, epochs, seed, threads } => {
-            let recipe = Recipe { data, models, epochs, seed, threads };
+    let arguments = Arguments::parse();
+    if let Task::Lenet { threads, .. } | Task::Evaluate { threads, .. } = &arguments.command {
+        // Failing this costs speed only.
+        if let Err(error) = wait_passively(*threads) {
+            eprintln!("threads spin while they wait: cannot start anew: {error}");
+        }
+    }
+    match arguments.command {
+        Task::Lenet {
+            data,
+            models,
+            epochs,
+            seed,
+            threads,
+        } => {
+            let recipe = Recipe {
+                data,
+                models,
+                epochs,
+                seed,
+                threads,
+            };
             let outcome = training::train_lenet(&recipe, |line| println!("{line}"))?;
             println!("{}: digest {}", outcome.weights.display(), outcome.digest);
             println!("trained in {:.0} s", started.elapsed().as_secs_f64());
             print_accuracy("lenet", outcome.right, outcome.total);
         }
-        Task::Evaluate { model, data, models, threads } => {
+        Task::Evaluate {
+            model,
+            data,
+            models,
+            threads,
+        } => {
             let model = dlc::models::manifest::canonical(&model);
             let (right, total) = training::evaluate(model, &models, &data, threads)?;
             print_accuracy(model, right, total);
@@ -77,7 +113,11 @@ fn main() -> anyhow::Result<()> {
         Task::Digits { output, data } => {
             let digits = mnist::read(&data, Split::Test)?;
             let written = mnist::write_digits(&digits, &output)?;
-            println!("{}: {} digits, {written} written now", output.display(), digits.len());
+            println!(
+                "{}: {} digits, {written} written now",
+                output.display(),
+                digits.len()
+            );
         }
     }
     Ok(())

@@ -19,6 +19,15 @@ pub const REPLICAS: usize = 4;
 /// Active successors that a member monitors on the ring.
 pub const SUCCESSORS: usize = 3;
 
+/// Where a name lies on the ring of 64-bit positions: the first 8 bytes of its BLAKE3
+/// digest, big-endian. Members and files share the one ring.
+pub fn ring_position(name: &str) -> u64 {
+    let digest = blake3::hash(name.as_bytes());
+    let mut first = [0; 8];
+    first.copy_from_slice(&digest.as_bytes()[..8]);
+    u64::from_be_bytes(first)
+}
+
 /// Monotonic time: nanoseconds since this process (or the simulation) started.
 ///
 /// Never compared between nodes. Cores get it as an argument and never read a clock.
@@ -390,12 +399,12 @@ impl Rng {
 
     /// The next 128 bits.
     pub fn next_u128(&mut self) -> u128 {
-        u128::from(self.next_u64()) << 64 | u128::from(self.next_u64())
+        (u128::from(self.next_u64()) << 64) | u128::from(self.next_u64())
     }
 
     /// A number in `0..bound`; 0 where `bound` is 0.
     pub fn below(&mut self, bound: u64) -> u64 {
-        (u128::from(self.next_u64()) * u128::from(bound) >> 64) as u64
+        ((u128::from(self.next_u64()) * u128::from(bound)) >> 64) as u64
     }
 
     /// A span in `low..high`.

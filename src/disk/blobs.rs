@@ -295,7 +295,11 @@ fn read_trailer(file: &File, size: u64) -> io::Result<Option<Trailer>> {
     }
     file.read_exact_at(&mut footer, size - FOOTER)?;
     let [crc, length] = [0, 4].map(|at| {
-        u32::from_le_bytes(footer[at..at + 4].try_into().expect("four bytes of sixteen"))
+        u32::from_le_bytes(
+            footer[at..at + 4]
+                .try_into()
+                .expect("four bytes of sixteen"),
+        )
     });
     let length = u64::from(length);
     if footer[8..] != MAGIC || length > PAYLOAD_MAX || length + FOOTER > size {
@@ -475,7 +479,9 @@ impl BlobReader<'_> {
         if self.left == 0 && self.trailer.bytes > 0 {
             return Ok(0);
         }
-        let limit = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        let limit = buffer
+            .len()
+            .min(usize::try_from(self.left).unwrap_or(usize::MAX));
         let path = self.blobs.file(self.trailer.blob);
         let mut count = 0;
         while count < limit {

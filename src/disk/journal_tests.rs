@@ -51,10 +51,7 @@ fn story() -> Vec<(LogWrite, Recovered)> {
             write(Some(state(4)), Some(2), vec![entry(4, 2)]),
             all(state(4), vec![entry(1, 1), entry(4, 2)]),
         ),
-        (
-            write(None, Some(1), vec![]),
-            all(state(4), vec![]),
-        ),
+        (write(None, Some(1), vec![]), all(state(4), vec![])),
         (
             write(None, None, vec![entry(5, 1)]),
             all(state(4), vec![entry(5, 1)]),

@@ -331,10 +331,7 @@ fn what_was_stored_before_a_kill_is_there_and_whole() {
         );
         let (blobs, held) = blobs(at.path());
         for line in lines {
-            let Some(number) = line
-                .split_once("stored ")
-                .and_then(|(_, n)| n.parse().ok())
-            else {
+            let Some(number) = line.split_once("stored ").and_then(|(_, n)| n.parse().ok()) else {
                 continue;
             };
             assert!(held.contains(&blob(number)), "{number} was stored");

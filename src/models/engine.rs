@@ -21,7 +21,9 @@ use crate::types::Digest;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ModelError {
     /// The bytes are not those that were published or trained.
-    #[error("model {model}: the weights have digest {found} instead of {wanted}: fetch or train them again")]
+    #[error(
+        "model {model}: the weights have digest {found} instead of {wanted}: fetch or train them again"
+    )]
     Digest {
         /// The model.
         model: String,
@@ -39,7 +41,9 @@ pub enum ModelError {
         problem: String,
     },
     /// A tensor of the architecture is not in the file.
-    #[error("model {model}: tensor {tensor} is missing: the weights belong to another architecture")]
+    #[error(
+        "model {model}: tensor {tensor} is missing: the weights belong to another architecture"
+    )]
     MissingTensor {
         /// The model.
         model: String,
@@ -47,7 +51,9 @@ pub enum ModelError {
         tensor: String,
     },
     /// A tensor in the file is not in the architecture.
-    #[error("model {model}: tensor {tensor} is unknown: the weights belong to another architecture")]
+    #[error(
+        "model {model}: tensor {tensor} is unknown: the weights belong to another architecture"
+    )]
     UnknownTensor {
         /// The model.
         model: String,
@@ -55,7 +61,9 @@ pub enum ModelError {
         tensor: String,
     },
     /// A tensor has another shape than the architecture wants (-1: any length).
-    #[error("model {model}: tensor {tensor} has shape {found:?} instead of {wanted:?}: the weights belong to another architecture")]
+    #[error(
+        "model {model}: tensor {tensor} has shape {found:?} instead of {wanted:?}: the weights belong to another architecture"
+    )]
     Shape {
         /// The model.
         model: String,
@@ -75,7 +83,9 @@ pub enum ModelError {
         tensor: String,
     },
     /// The manifest names more or fewer labels than the network has outputs.
-    #[error("model {model}: {labels} labels for {outputs} outputs: correct `labels` in the manifest")]
+    #[error(
+        "model {model}: {labels} labels for {outputs} outputs: correct `labels` in the manifest"
+    )]
     Labels {
         /// The model.
         model: String,
@@ -160,7 +170,10 @@ impl Engine {
         threads: usize,
     ) -> Result<Engine, ModelError> {
         let found = Digest::of(weights);
-        for wanted in [Some(digest), manifest.weights_digest()].into_iter().flatten() {
+        for wanted in [Some(digest), manifest.weights_digest()]
+            .into_iter()
+            .flatten()
+        {
             if wanted != found {
                 return Err(ModelError::Digest {
                     model: manifest.name.clone(),
@@ -178,6 +191,7 @@ impl Engine {
             device,
             network: network(manifest, weights, device)?,
         };
+        // Warm, and the number of outputs and the answers' finiteness are checked with it.
         engine.classify(&vec![0.0; engine.input.len()], 1)?;
         Ok(engine)
     }
@@ -237,7 +251,12 @@ impl Engine {
 
     fn logits(&self, batch: &[f32], count: usize) -> Result<Tensor, ModelError> {
         let failed = |error| torch(&self.name, &error);
-        let Input { channels, height, width, .. } = self.input;
+        let Input {
+            channels,
+            height,
+            width,
+            ..
+        } = self.input;
         let shape = [count as i64, channels.into(), height.into(), width.into()];
         let batch = Tensor::f_from_slice(batch)
             .and_then(|batch| batch.f_view(shape))
@@ -259,31 +278,19 @@ impl Engine {
 /// The network that `manifest` describes, without having run it.
 fn network(manifest: &Manifest, bytes: &[u8], device: Device) -> Result<Network, ModelError> {
     let model = &manifest.name;
-    let labels = |outputs: i64| {
-        if outputs == manifest.labels.len() as i64 {
-            return Ok(());
-        }
-        Err(ModelError::Labels {
-            model: model.clone(),
-            labels: manifest.labels.len(),
-            outputs,
-        })
-    };
     Ok(match manifest.architecture {
-        Architecture::Lenet => {
-            let network = LeNet::load(Weights::from_safetensors(model, bytes)?, device)?;
-            labels(super::lenet::CLASSES)?;
-            Network::LeNet(network)
-        }
-        Architecture::Resnet50 => {
-            let network = ResNet50::load(Weights::from_safetensors(model, bytes)?, device)?;
-            labels(network.classes())?;
-            Network::ResNet50(network)
-        }
+        Architecture::Lenet => Network::LeNet(LeNet::load(
+            Weights::from_safetensors(model, bytes)?,
+            device,
+        )?),
+        Architecture::Resnet50 => Network::ResNet50(ResNet50::load(
+            Weights::from_safetensors(model, bytes)?,
+            device,
+        )?),
         Architecture::Torchscript => {
             let failed = |error| torch(model, &error);
-            let mut module =
-                CModule::load_data_on_device(&mut io::Cursor::new(bytes), device).map_err(failed)?;
+            let mut module = CModule::load_data_on_device(&mut io::Cursor::new(bytes), device)
+                .map_err(failed)?;
             module.f_set_eval().map_err(failed)?;
             for (name, tensor) in module.named_parameters().map_err(failed)? {
                 check_finite(model, &name, &tensor)?;
@@ -296,7 +303,10 @@ fn network(manifest: &Manifest, bytes: &[u8], device: Device) -> Result<Network,
 /// libtorch's error for people: its first line, without the C++ stack under it.
 fn torch(model: &str, error: &tch::TchError) -> ModelError {
     let words = error.to_string();
-    let line = words.lines().find(|line| !line.trim().is_empty()).unwrap_or("unknown error");
+    let line = words
+        .lines()
+        .find(|line| !line.trim().is_empty())
+        .unwrap_or("unknown error");
     ModelError::Torch {
         model: model.into(),
         problem: line.trim().chars().take(300).collect(),

@@ -104,7 +104,10 @@ mod tests {
 
     #[test]
     fn it_has_the_parameters_of_lenet_5() {
-        let count: i64 = TENSORS.iter().map(|(_, shape)| shape.iter().product::<i64>()).sum();
+        let count: i64 = TENSORS
+            .iter()
+            .map(|(_, shape)| shape.iter().product::<i64>())
+            .sum();
         assert_eq!(count, 61_706);
     }
 
@@ -125,7 +128,26 @@ mod tests {
         let expected = 0.25 * 1.5 * 4.0 * 1.2 * 0.84;
         for class in 0..CLASSES {
             let logit = logits.double_value(&[1, class]);
-            assert!((logit - expected).abs() < 1e-5, "{logit} instead of {expected}");
+            assert!(
+                (logit - expected).abs() < 1e-5,
+                "{logit} instead of {expected}"
+            );
+        }
+    }
+
+    #[test]
+    fn every_layer_but_the_last_cuts_off_negative_numbers() {
+        for layer in ["conv1", "conv2", "fc1", "fc2"] {
+            let mut tensors = tensors(0.01);
+            for (name, tensor) in &mut tensors {
+                if name.ends_with("bias") {
+                    let below = if name.starts_with(layer) { -1e3 } else { 0.0 };
+                    let _ = tensor.fill_(below);
+                }
+            }
+            let network = load(&tensors).expect("valid weights");
+            let logits = network.forward(&Tensor::ones([1, 1, 28, 28], (Kind::Float, Device::Cpu)));
+            assert_eq!(logits.abs().max().double_value(&[]), 0.0, "{layer}");
         }
     }
 
@@ -138,7 +160,10 @@ mod tests {
         let mut shape = tensors(0.0);
         shape[4].1 = Tensor::zeros([120, 256], (Kind::Float, Device::Cpu));
         let text = refusal(&shape);
-        assert!(text.contains("fc1.weight") && text.contains("256"), "{text}");
+        assert!(
+            text.contains("fc1.weight") && text.contains("256"),
+            "{text}"
+        );
         let mut nan = tensors(0.0);
         nan[7].1 = Tensor::full([84], f64::NAN, (Kind::Float, Device::Cpu));
         let text = refusal(&nan);
@@ -147,7 +172,10 @@ mod tests {
         infinite[7].1 = Tensor::full([84], f64::INFINITY, (Kind::Float, Device::Cpu));
         assert!(refusal(&infinite).contains("fc2.bias"));
         let mut unknown = tensors(0.0);
-        unknown.push(("fc4.bias".into(), Tensor::zeros([1], (Kind::Float, Device::Cpu))));
+        unknown.push((
+            "fc4.bias".into(),
+            Tensor::zeros([1], (Kind::Float, Device::Cpu)),
+        ));
         assert!(refusal(&unknown).contains("fc4.bias"));
         let bytes = to_safetensors(&tensors(0.0), None);
         let truncated = Weights::from_safetensors("lenet", &bytes[..bytes.len() - 1]);

@@ -153,10 +153,13 @@ impl Manifest {
         let text = std::str::from_utf8(bytes)
             .map_err(|error| syntax(format!("not UTF-8 text ({error})")))?;
         let manifest: Manifest = toml::from_str(text).map_err(|error| {
-            let line = error
-                .span()
-                .map_or(1, |span| text[..span.start.min(text.len())].lines().count().max(1));
-            syntax(format!("line {line}: {}", error.message().replace('\n', " ")))
+            let line = error.span().map_or(1, |span| {
+                text[..span.start.min(text.len())].lines().count().max(1)
+            });
+            syntax(format!(
+                "line {line}: {}",
+                error.message().replace('\n', " ")
+            ))
         })?;
         manifest.validate(path)?;
         Ok(manifest)
@@ -205,7 +208,10 @@ impl Manifest {
             ("std", self.check_std()),
             ("labels", self.check_labels()),
         ];
-        match checks.into_iter().find_map(|(field, check)| Some((field, check.err()?))) {
+        match checks
+            .into_iter()
+            .find_map(|(field, check)| Some((field, check.err()?)))
+        {
             None => Ok(()),
             Some((field, problem)) => Err(ManifestError::Field {
                 path: path.into(),
@@ -270,13 +276,20 @@ impl Manifest {
     }
 
     fn check_input(&self) -> Result<(), String> {
-        let Input { channels, height, width, .. } = self.input;
+        let Input {
+            channels,
+            height,
+            width,
+            ..
+        } = self.input;
         if channels != 1 && channels != 3 {
             return Err(format!("channels = {channels}: use 1 (grey) or 3 (colour)"));
         }
         for (side, pixels) in [("height", height), ("width", width)] {
             if !(1..=INPUT_SIDE_MAX).contains(&pixels) {
-                return Err(format!("{side} = {pixels}: use 1 to {INPUT_SIDE_MAX} pixels"));
+                return Err(format!(
+                    "{side} = {pixels}: use 1 to {INPUT_SIDE_MAX} pixels"
+                ));
             }
         }
         let resize = self.input.shorter_side();
@@ -401,7 +414,10 @@ pub fn available(dir: &Path) -> Result<Vec<Result<ModelFiles, Skipped>>, Manifes
     let mut paths = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(read)? {
         let path = entry.map_err(read)?.path();
-        if path.extension().is_some_and(|extension| extension == "toml") {
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "toml")
+        {
             paths.push(path);
         }
     }

@@ -55,7 +55,11 @@ fn each_bad_field_is_named_with_its_file() {
         ("labels =", "lables =", "lables"),
         ("labels = [\"a\", \"b\"]", "", "labels"),
         ("\"resnet50\"", "\"vgg\"", "line 3"),
-        ("name = \"net\"", "name = \"net\"\ndigest = \"12\"", "`digest`"),
+        (
+            "name = \"net\"",
+            "name = \"net\"\ndigest = \"12\"",
+            "`digest`",
+        ),
     ];
     for (from, to, expected) in cases {
         let text = VALID.replacen(from, to, 1);

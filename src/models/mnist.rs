@@ -140,16 +140,25 @@ fn read_idx(path: &Path, magic: u32, sides: &[usize]) -> Result<Vec<u8>, MnistEr
         u32::from_be_bytes(field)
     };
     if word(0) != magic {
-        return Err(wrong(format!("magic {:#010x} instead of {magic:#010x}", word(0))));
+        return Err(wrong(format!(
+            "magic {:#010x} instead of {magic:#010x}",
+            word(0)
+        )));
     }
     for (index, side) in sides.iter().enumerate() {
         if word(2 + index) as usize != *side {
-            return Err(wrong(format!("images of side {} instead of {side}", word(2 + index))));
+            return Err(wrong(format!(
+                "images of side {} instead of {side}",
+                word(2 + index)
+            )));
         }
     }
     let expected = header as u64 + u64::from(word(1)) * sides.iter().product::<usize>() as u64;
     if bytes.len() as u64 != expected {
-        return Err(wrong(format!("{} bytes instead of {expected}", bytes.len())));
+        return Err(wrong(format!(
+            "{} bytes instead of {expected}",
+            bytes.len()
+        )));
     }
     bytes.drain(..header);
     Ok(bytes)
@@ -192,7 +201,10 @@ pub fn write_digits(digits: &Digits, dir: &Path) -> Result<usize, MnistError> {
     }
     let temporary = dir.join("labels.csv.part");
     fs::File::create(&temporary)
-        .and_then(|mut file| file.write_all(table.as_bytes()).and_then(|()| file.sync_all()))
+        .and_then(|mut file| {
+            file.write_all(table.as_bytes())
+                .and_then(|()| file.sync_all())
+        })
         .map_err(write(&temporary))?;
     fs::rename(&temporary, &table_path).map_err(write(&table_path))?;
     Ok(digits.len())
@@ -204,7 +216,9 @@ mod tests {
 
     fn idx(magic: u32, words: &[u32], body: &[u8]) -> Vec<u8> {
         let mut bytes = magic.to_be_bytes().to_vec();
-        words.iter().for_each(|word| bytes.extend(word.to_be_bytes()));
+        words
+            .iter()
+            .for_each(|word| bytes.extend(word.to_be_bytes()));
         bytes.extend(body);
         bytes
     }
@@ -244,18 +258,40 @@ mod tests {
         let images = idx(MAGIC_IMAGES, &[2, 28, 28], &digits.images);
         let labels = idx(MAGIC_LABELS, &[2], &digits.labels);
         let cases = [
-            (idx(MAGIC_LABELS, &[2, 28, 28], &digits.images), labels.clone(), "magic"),
-            (idx(MAGIC_IMAGES, &[2, 28, 32], &digits.images), labels.clone(), "side 32"),
-            (idx(MAGIC_IMAGES, &[u32::MAX, 28, 28], &digits.images), labels.clone(), "bytes instead"),
+            (
+                idx(MAGIC_LABELS, &[2, 28, 28], &digits.images),
+                labels.clone(),
+                "magic",
+            ),
+            (
+                idx(MAGIC_IMAGES, &[2, 28, 32], &digits.images),
+                labels.clone(),
+                "side 32",
+            ),
+            (
+                idx(MAGIC_IMAGES, &[u32::MAX, 28, 28], &digits.images),
+                labels.clone(),
+                "bytes instead",
+            ),
             (images[..1000].to_vec(), labels.clone(), "bytes instead"),
             (vec![0x1f, 0x8b, 8], labels.clone(), "gzip"),
             (vec![], labels.clone(), "0 bytes"),
-            (images.clone(), idx(MAGIC_LABELS, &[2], &[3, 10]), "label 10"),
-            (images.clone(), idx(MAGIC_LABELS, &[1], &[3]), "1 labels for 2"),
+            (
+                images.clone(),
+                idx(MAGIC_LABELS, &[2], &[3, 10]),
+                "label 10",
+            ),
+            (
+                images.clone(),
+                idx(MAGIC_LABELS, &[1], &[3]),
+                "1 labels for 2",
+            ),
         ];
         for (images, labels, expected) in cases {
             let dir = folder(&images, &labels);
-            let error = read(dir.path(), Split::Test).expect_err(expected).to_string();
+            let error = read(dir.path(), Split::Test)
+                .expect_err(expected)
+                .to_string();
             assert!(error.contains(expected), "{error}");
             assert!(error.contains("t10k-"), "{error}");
         }

@@ -19,8 +19,8 @@ use super::manifest::{Input, Manifest};
 pub const SIDE_MAX: u32 = 16_384;
 /// Most pixels that are decoded.
 pub const PIXELS_MAX: u64 = 64 << 20;
-/// Most bytes that a decoder may allocate: [`PIXELS_MAX`] of 8 bytes.
-const DECODER_BYTES_MAX: u64 = 512 << 20;
+/// Most bytes that a decoded image may take: [`PIXELS_MAX`] of 4 bytes.
+const DECODED_BYTES_MAX: u64 = 256 << 20;
 /// An image longer than this many times its shorter side is cut before it is scaled,
 /// so that scaling a 1 x 16,384 strip does not take gigabytes.
 const ASPECT_MAX: u32 = 4;
@@ -40,7 +40,9 @@ pub enum ImageError {
     #[error("not an image: use PNG or JPEG")]
     NotAnImage,
     /// Its header announces more than is decoded.
-    #[error("{width}x{height} pixels are too many: scale it below {SIDE_MAX} a side and 64 megapixels")]
+    #[error(
+        "{width}x{height} pixels are too many: at most {SIDE_MAX} a side, 64 megapixels, 256 MiB decoded"
+    )]
     TooLarge {
         /// Columns.
         width: u32,
@@ -93,7 +95,7 @@ fn decode(bytes: &[u8]) -> Result<DynamicImage, ImageError> {
         Ok(ImageFormat::Png) => {
             let broken = |error| refusal("PNG", &error);
             let mut limits = Limits::default();
-            limits.max_alloc = Some(DECODER_BYTES_MAX);
+            limits.max_alloc = Some(DECODED_BYTES_MAX);
             decode_within_limits(
                 PngDecoder::with_limits(Cursor::new(bytes), limits).map_err(broken)?,
                 "PNG",
@@ -125,7 +127,7 @@ fn decode_within_limits<D: ImageDecoder>(
     let mut limits = Limits::default();
     limits.max_image_width = Some(SIDE_MAX);
     limits.max_image_height = Some(SIDE_MAX);
-    limits.max_alloc = Some(DECODER_BYTES_MAX);
+    limits.max_alloc = Some(DECODED_BYTES_MAX);
     decoder
         .set_limits(limits)
         .and_then(|()| DynamicImage::from_decoder(decoder))
@@ -136,7 +138,8 @@ fn decode_within_limits<D: ImageDecoder>(
 fn check_size(decoder: &impl ImageDecoder) -> Result<(), ImageError> {
     let (width, height) = decoder.dimensions();
     let pixels = u64::from(width) * u64::from(height);
-    if width > SIDE_MAX || height > SIDE_MAX || pixels > PIXELS_MAX {
+    let bytes = decoder.total_bytes();
+    if width.max(height) > SIDE_MAX || pixels > PIXELS_MAX || bytes > DECODED_BYTES_MAX {
         return Err(ImageError::TooLarge { width, height });
     }
     Ok(())
@@ -168,7 +171,9 @@ fn jpeg_is_complete(bytes: &[u8]) -> bool {
     let mut at = 2;
     loop {
         // To the next marker: in a header that is the next byte, in a scan it may be far.
-        let Some(found) = bytes.get(at..).and_then(|rest| rest.iter().position(|b| *b == 0xff))
+        let Some(found) = bytes
+            .get(at..)
+            .and_then(|rest| rest.iter().position(|b| *b == 0xff))
         else {
             return false;
         };
@@ -188,14 +193,20 @@ fn jpeg_is_complete(bytes: &[u8]) -> bool {
     }
 }
 
+/// Cuts a strip to the middle that is [`ASPECT_MAX`] times as long as it is wide.
+fn shorten(image: DynamicImage) -> DynamicImage {
+    let (width, height) = (image.width(), image.height());
+    let longest = width.min(height).saturating_mul(ASPECT_MAX);
+    if width.max(height) <= longest {
+        return image;
+    }
+    centre(&image, width.min(longest), height.min(longest))
+}
+
 /// Scales the shorter side to `resize` and cuts out the centre.
 fn fit(mut image: DynamicImage, input: &Input) -> DynamicImage {
-    let (width, height) = (image.width(), image.height());
-    let shorter = width.min(height);
-    let longest = shorter.saturating_mul(ASPECT_MAX);
-    if width.max(height) > longest {
-        image = centre(&image, width.min(longest), height.min(longest));
-    }
+    image = shorten(image);
+    let shorter = image.width().min(image.height());
     let side = input.shorter_side();
     if shorter != side {
         let scaled = |pixels: u32| {

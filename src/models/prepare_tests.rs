@@ -94,6 +94,14 @@ fn photographs_and_strips_reach_the_networks_shape() {
 }
 
 #[test]
+fn strips_are_cut_before_they_are_scaled() {
+    for (width, height, cut) in [(16_384, 2, (8, 2)), (3, 900, (3, 12)), (40, 10, (40, 10))] {
+        let image = shorten(gradient(width, height).into());
+        assert_eq!((image.width(), image.height()), cut);
+    }
+}
+
+#[test]
 fn what_is_no_image_is_refused_in_one_line() {
     let manifest = manifest(3, 8, 8, 8);
     let cases: [(&[u8], &str); 5] = [
@@ -106,7 +114,10 @@ fn what_is_no_image_is_refused_in_one_line() {
     for (bytes, expected) in cases {
         let refusal = prepare(bytes, &manifest).expect_err(expected).to_string();
         assert!(refusal.contains(expected), "{refusal}");
-        assert!(refusal.len() < 160 && !refusal.contains('\n'), "{refusal:?}");
+        assert!(
+            refusal.len() < 160 && !refusal.contains('\n'),
+            "{refusal:?}"
+        );
     }
 }
 
@@ -119,7 +130,10 @@ fn every_truncation_is_refused() {
         .expect("encoded");
     assert!(prepare(&jpeg, &manifest).is_ok());
     for kept in (2..jpeg.len()).step_by(7) {
-        assert!(prepare(&jpeg[..kept], &manifest).is_err(), "{kept} bytes of JPEG");
+        assert!(
+            prepare(&jpeg[..kept], &manifest).is_err(),
+            "{kept} bytes of JPEG"
+        );
     }
     let half = prepare(&jpeg[..jpeg.len() / 2], &manifest).expect_err("half a picture");
     assert_eq!(half, ImageError::Truncated("JPEG"));
@@ -138,8 +152,8 @@ fn bytes_after_the_end_of_the_picture_do_no_harm() {
     assert!(prepare(&jpeg, &manifest(3, 8, 8, 8)).is_ok());
 }
 
-/// A PNG of `width` x `height` whose pixels are missing: only its header is real.
-fn png_header(width: u32, height: u32) -> Vec<u8> {
+/// A PNG of `width` x `height` with `depth` bits a channel, whose pixels are missing: only its header is real.
+fn png_header(depth: u8, width: u32, height: u32) -> Vec<u8> {
     let mut bytes = b"\x89PNG\r\n\x1a\n".to_vec();
     let mut chunk = |kind: &[u8], body: &[u8]| {
         bytes.extend((body.len() as u32).to_be_bytes());
@@ -152,7 +166,7 @@ fn png_header(width: u32, height: u32) -> Vec<u8> {
     let mut header = Vec::new();
     header.extend(width.to_be_bytes());
     header.extend(height.to_be_bytes());
-    header.extend([8, 6, 0, 0, 0]);
+    header.extend([depth, 6, 0, 0, 0]);
     chunk(b"IHDR", &header);
     chunk(b"IDAT", &[]);
     bytes
@@ -162,9 +176,15 @@ fn png_header(width: u32, height: u32) -> Vec<u8> {
 fn a_bomb_is_refused_by_its_header() {
     let manifest = manifest(3, 8, 8, 8);
     for (width, height) in [(30_000, 30_000), (16_385, 1), (1, 16_385), (16_384, 8192)] {
-        let refusal = prepare(&png_header(width, height), &manifest).expect_err("a bomb");
+        let refusal = prepare(&png_header(8, width, height), &manifest).expect_err("a bomb");
         assert_eq!(refusal, ImageError::TooLarge { width, height });
     }
+    // Within the pixels, but of 8 bytes each.
+    let (width, height) = (8192, 8192);
+    let refusal = prepare(&png_header(16, width, height), &manifest).expect_err("a bomb");
+    assert_eq!(refusal, ImageError::TooLarge { width, height });
+    let within = prepare(&png_header(8, width, height), &manifest).expect_err("no pixels");
+    assert_ne!(within, ImageError::TooLarge { width, height });
     let mut jpeg = Vec::new();
     JpegEncoder::new(&mut jpeg)
         .encode_image(&gradient(16, 16))

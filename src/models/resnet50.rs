@@ -43,13 +43,29 @@ struct LayerShape {
 }
 
 impl Layer {
-    fn load(weights: &mut Weights, shape: &LayerShape, device: Device) -> Result<Layer, ModelError> {
-        let LayerShape { conv, norm, outputs, inputs, kernel, stride } = shape;
+    fn load(
+        weights: &mut Weights,
+        shape: &LayerShape,
+        device: Device,
+    ) -> Result<Layer, ModelError> {
+        let LayerShape {
+            conv,
+            norm,
+            outputs,
+            inputs,
+            kernel,
+            stride,
+        } = shape;
         let mut take = |name: String, shape: &[i64]| {
-            weights.take(&name, shape).map(|tensor| tensor.to_device(device))
+            weights
+                .take(&name, shape)
+                .map(|tensor| tensor.to_device(device))
         };
         Ok(Layer {
-            weight: take(format!("{conv}.weight"), &[*outputs, *inputs, *kernel, *kernel])?,
+            weight: take(
+                format!("{conv}.weight"),
+                &[*outputs, *inputs, *kernel, *kernel],
+            )?,
             scale: take(format!("{norm}.weight"), &[*outputs])?,
             shift: take(format!("{norm}.bias"), &[*outputs])?,
             mean: take(format!("{norm}.running_mean"), &[*outputs])?,
@@ -101,8 +117,14 @@ pub struct ResNet50 {
     bias: Tensor,
 }
 
-/// The layers before the last one: the stem, then each block's three and its shortcut.
-fn layer_shapes() -> (LayerShape, Vec<([LayerShape; 3], Option<LayerShape>)>) {
+/// A block's three layers and its shortcut.
+struct BlockShape {
+    layers: [LayerShape; 3],
+    shortcut: Option<LayerShape>,
+}
+
+/// The layers before the last one: the stem, then the blocks.
+fn layer_shapes() -> (LayerShape, Vec<BlockShape>) {
     let stem = LayerShape {
         conv: "conv1".into(),
         norm: "bn1".into(),
@@ -139,7 +161,7 @@ fn layer_shapes() -> (LayerShape, Vec<([LayerShape; 3], Option<LayerShape>)>) {
                 kernel: 1,
                 stride,
             });
-            blocks.push((layers, shortcut));
+            blocks.push(BlockShape { layers, shortcut });
             inputs = width * EXPANSION;
         }
     }
@@ -159,7 +181,7 @@ impl ResNet50 {
         let (stem, shapes) = layer_shapes();
         let stem = Layer::load(&mut weights, &stem, device)?;
         let mut blocks = Vec::with_capacity(shapes.len());
-        for (layers, shortcut) in &shapes {
+        for BlockShape { layers, shortcut } in &shapes {
             let mut load = |shape: &LayerShape| Layer::load(&mut weights, shape, device);
             let [reduce, spatial, expand] = layers;
             blocks.push(Block {
@@ -167,8 +189,12 @@ impl ResNet50 {
                 shortcut: shortcut.as_ref().map(load).transpose()?,
             });
         }
-        let weight = weights.take("fc.weight", &[-1, FEATURES])?.to_device(device);
-        let bias = weights.take("fc.bias", &[weight.size()[0]])?.to_device(device);
+        let weight = weights
+            .take("fc.weight", &[-1, FEATURES])?
+            .to_device(device);
+        let bias = weights
+            .take("fc.bias", &[weight.size()[0]])?
+            .to_device(device);
         weights.finish()?;
         Ok(ResNet50 {
             stem,
@@ -176,11 +202,6 @@ impl ResNet50 {
             weight,
             bias,
         })
-    }
-
-    /// Number of outputs.
-    pub fn classes(&self) -> i64 {
-        self.bias.size()[0]
     }
 
     /// Logits of a batch.
@@ -210,21 +231,40 @@ pub(super) mod tests {
         let options = (Kind::Float, Device::Cpu);
         let mut tensors = Vec::new();
         let mut layer = |shape: &LayerShape| {
-            let LayerShape { conv, norm, outputs, inputs, kernel, .. } = shape;
+            let LayerShape {
+                conv,
+                norm,
+                outputs,
+                inputs,
+                kernel,
+                ..
+            } = shape;
             let fan_in = (inputs * kernel * kernel) as f64;
             let weight = Tensor::randn([*outputs, *inputs, *kernel, *kernel], options);
             tensors.push((format!("{conv}.weight"), weight * (2.0 / fan_in).sqrt()));
-            tensors.push((format!("{norm}.weight"), Tensor::ones([*outputs], options) * 0.5));
+            tensors.push((
+                format!("{norm}.weight"),
+                Tensor::ones([*outputs], options) * 0.5,
+            ));
             tensors.push((format!("{norm}.bias"), Tensor::zeros([*outputs], options)));
-            tensors.push((format!("{norm}.running_mean"), Tensor::zeros([*outputs], options)));
-            tensors.push((format!("{norm}.running_var"), Tensor::ones([*outputs], options)));
+            tensors.push((
+                format!("{norm}.running_mean"),
+                Tensor::zeros([*outputs], options),
+            ));
+            tensors.push((
+                format!("{norm}.running_var"),
+                Tensor::ones([*outputs], options),
+            ));
         };
         let (stem, blocks) = layer_shapes();
         layer(&stem);
-        for (layers, shortcut) in &blocks {
+        for BlockShape { layers, shortcut } in &blocks {
             layers.iter().chain(shortcut).for_each(&mut layer);
         }
-        tensors.push(("fc.weight".into(), Tensor::randn([classes, FEATURES], options) * 0.02));
+        tensors.push((
+            "fc.weight".into(),
+            Tensor::randn([classes, FEATURES], options) * 0.02,
+        ));
         tensors.push(("fc.bias".into(), Tensor::zeros([classes], options)));
         tensors
     }
@@ -240,7 +280,11 @@ pub(super) mod tests {
         assert_eq!(parameters, 25_557_032);
         // 53 convolutions with 4 tensors of their batch norm each, and the last layer.
         assert_eq!(tensors.len(), 53 * 5 + 2);
-        for name in ["layer1.0.downsample.1.running_var", "layer4.2.conv3.weight", "bn1.bias"] {
+        for name in [
+            "layer1.0.downsample.1.running_var",
+            "layer4.2.conv3.weight",
+            "bn1.bias",
+        ] {
             assert!(tensors.iter().any(|(known, _)| known == name), "{name}");
         }
     }
@@ -255,7 +299,6 @@ pub(super) mod tests {
         let bytes = to_safetensors(&tensors, None);
         let weights = Weights::from_safetensors("resnet50", &bytes).expect("valid file");
         let network = ResNet50::load(weights, Device::Cpu).expect("valid weights");
-        assert_eq!(network.classes(), 5);
         let batch = Tensor::randn([2, 3, 64, 64], (Kind::Float, Device::Cpu));
         let stem = network.stem.forward(&batch);
         assert_eq!(stem.size(), [2, 64, 32, 32]);
@@ -264,7 +307,10 @@ pub(super) mod tests {
         assert_eq!(logits.isfinite().all().int64_value(&[]), 1);
         // An image's logits do not depend on its neighbours in the batch.
         let alone = tch::no_grad(|| network.forward(&batch.narrow(0, 1, 1)));
-        let difference = (alone - logits.narrow(0, 1, 1)).abs().max().double_value(&[]);
+        let difference = (alone - logits.narrow(0, 1, 1))
+            .abs()
+            .max()
+            .double_value(&[]);
         assert!(difference < 1e-3, "{difference}");
     }
 
@@ -277,6 +323,9 @@ pub(super) mod tests {
         let Err(error) = ResNet50::load(weights, Device::Cpu) else {
             panic!("a tensor is missing")
         };
-        assert!(error.to_string().contains("layer3.5.bn2.running_mean"), "{error}");
+        assert!(
+            error.to_string().contains("layer3.5.bn2.running_mean"),
+            "{error}"
+        );
     }
 }

@@ -69,7 +69,10 @@ impl Recipe {
 
     /// What a checkpoint must have been made with to be gone on with.
     fn identity(&self, images: usize) -> String {
-        format!("lenet, seed {}, {} epochs, {images} images", self.seed, self.epochs)
+        format!(
+            "lenet, seed {}, {} epochs, {images} images",
+            self.seed, self.epochs
+        )
     }
 }
 
@@ -92,6 +95,14 @@ pub enum TrainingError {
         index: usize,
         /// Why.
         cause: ImageError,
+    },
+    /// The weights of a model are not there.
+    #[error("{}: {cause}: train the model or put its weights there", path.display())]
+    Weights {
+        /// The weights file.
+        path: PathBuf,
+        /// What the operating system said.
+        cause: io::Error,
     },
     /// A file could not be read or written.
     #[error("{}: {cause}: check the folder's rights and free space", path.display())]
@@ -148,7 +159,10 @@ pub fn train_lenet(
     use_threads(recipe.threads);
     let mut run = Run::resume_or_start(recipe, training.len())?;
     if run.epoch > 0 {
-        report(format!("resumed after epoch {} of {}", run.epoch, recipe.epochs));
+        report(format!(
+            "resumed after epoch {} of {}",
+            run.epoch, recipe.epochs
+        ));
     }
     while run.epoch < recipe.epochs {
         let (loss, accuracy) = run.train_epoch(recipe, &training, &manifest)?;
@@ -193,7 +207,7 @@ pub fn evaluate(
 ) -> Result<(usize, usize), TrainingError> {
     let (manifest, _) = Manifest::read(&models.join(format!("{model}.toml")))?;
     let weights = models.join(&manifest.weights);
-    let bytes = fs::read(&weights).map_err(|cause| TrainingError::File {
+    let bytes = fs::read(&weights).map_err(|cause| TrainingError::Weights {
         path: weights,
         cause,
     })?;
@@ -259,7 +273,11 @@ impl Run {
         let parameters = TENSORS.iter().map(|(_, shape)| {
             let count: i64 = shape.iter().product();
             let inputs: i64 = shape[1..].iter().product();
-            let bound = if shape.len() > 1 { (6.0 / inputs as f32).sqrt() } else { 0.0 };
+            let bound = if shape.len() > 1 {
+                (6.0 / inputs as f32).sqrt()
+            } else {
+                0.0
+            };
             let numbers: Vec<f32> = (0..count).map(|_| bound * symmetric(&mut rng)).collect();
             Tensor::from_slice(&numbers).view(*shape)
         });
@@ -291,7 +309,9 @@ impl Run {
         let mut weights = Weights::from_safetensors("lenet.checkpoint", bytes)?;
         let mut take = |prefix: &str| -> Result<Vec<Tensor>, ModelError> {
             let tensors = TENSORS.iter();
-            tensors.map(|(name, shape)| weights.take(&format!("{prefix}{name}"), shape)).collect()
+            tensors
+                .map(|(name, shape)| weights.take(&format!("{prefix}{name}"), shape))
+                .collect()
         };
         Ok(Run {
             epoch,
@@ -305,9 +325,10 @@ impl Run {
         let mut tensors = self.named("");
         for (prefix, state) in [("means.", &self.means), ("squares.", &self.squares)] {
             let named = TENSORS.iter().zip(state);
-            tensors.extend(named.map(|((name, _), tensor)| {
-                (format!("{prefix}{name}"), tensor.shallow_clone())
-            }));
+            tensors
+                .extend(named.map(|((name, _), tensor)| {
+                    (format!("{prefix}{name}"), tensor.shallow_clone())
+                }));
         }
         let note = format!("{}, epoch {}", recipe.identity(images), self.epoch);
         replace(
@@ -333,7 +354,7 @@ impl Run {
         manifest: &Manifest,
     ) -> Result<(f64, f64), TrainingError> {
         // A stream of its own for each epoch, so that a checkpoint need not hold one.
-        let mut rng = Rng::new(recipe.seed ^ (u64::from(self.epoch) + 1) << 32);
+        let mut rng = Rng::new(recipe.seed ^ ((u64::from(self.epoch) + 1) << 32));
         let order = shuffled(digits.len(), &mut rng);
         let steps = digits.len().div_ceil(BATCH);
         let total = steps * recipe.epochs as usize;
@@ -367,13 +388,15 @@ impl Run {
     /// One step of AdamW (Loshchilov and Hutter, 2017, algorithm 2). Returns the batch's
     /// mean loss and its number of right answers, both before the step.
     fn step(&mut self, images: &Tensor, labels: &Tensor, step: usize, total: usize) -> (f64, i64) {
-        let leaves: Vec<Tensor> =
-            self.parameters.iter().map(|tensor| tensor.detach().set_requires_grad(true)).collect();
+        let leaves: Vec<Tensor> = self
+            .parameters
+            .iter()
+            .map(|tensor| tensor.detach().set_requires_grad(true))
+            .collect();
         let network = leaves.iter().map(Tensor::shallow_clone).collect::<Vec<_>>();
         let network = LeNet::of(network.try_into().expect("as many as TENSORS"));
         let logits = network.forward(images);
-        let loss =
-            logits.cross_entropy_loss(labels, None::<&Tensor>, Reduction::Mean, -100, 0.0);
+        let loss = logits.cross_entropy_loss(labels, None::<&Tensor>, Reduction::Mean, -100, 0.0);
         let gradients = Tensor::run_backward(&[&loss], &leaves, false, false);
         let rate = learning_rate(step, total);
         let (first, second) = BETAS;
@@ -386,7 +409,11 @@ impl Run {
                 *square = &*square * second + gradient.square() * (1.0 - second);
                 let spread = (&*square / (1.0 - second.powi(turn))).sqrt() + EPSILON;
                 let update = &*mean / (1.0 - first.powi(turn)) / spread;
-                let decay = if parameter.dim() > 1 { WEIGHT_DECAY } else { 0.0 };
+                let decay = if parameter.dim() > 1 {
+                    WEIGHT_DECAY
+                } else {
+                    0.0
+                };
                 *parameter = &*parameter * (1.0 - rate * decay) - update * rate;
             }
         });
@@ -427,10 +454,18 @@ fn shuffled(count: usize, rng: &mut Rng) -> Vec<usize> {
 fn batch(digits: &Digits, indices: &[usize]) -> (Tensor, Tensor) {
     let side = mnist::SIDE as i64;
     let mut pixels: Vec<u8> = Vec::with_capacity(indices.len() * mnist::IMAGE_BYTES);
-    indices.iter().for_each(|index| pixels.extend(digits.image(*index)));
-    let labels: Vec<i64> = indices.iter().map(|index| digits.labels[*index].into()).collect();
+    indices
+        .iter()
+        .for_each(|index| pixels.extend(digits.image(*index)));
+    let labels: Vec<i64> = indices
+        .iter()
+        .map(|index| digits.labels[*index].into())
+        .collect();
     let images = Tensor::from_slice(&pixels).view([-1, 1, side, side]);
-    (images.to_kind(Kind::Float) / 255.0, Tensor::from_slice(&labels))
+    (
+        images.to_kind(Kind::Float) / 255.0,
+        Tensor::from_slice(&labels),
+    )
 }
 
 /// Each image turned, scaled, slanted and shifted a little, by its own random amounts.
@@ -471,7 +506,9 @@ fn replace(path: &Path, bytes: &[u8]) -> Result<(), TrainingError> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".part");
     let mut file = fs::File::create(&temporary).map_err(failed)?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed)?;
+    file.write_all(bytes)
+        .and_then(|()| file.sync_all())
+        .map_err(failed)?;
     fs::rename(&temporary, path).map_err(failed)
 }
 

@@ -47,8 +47,11 @@ fn workplace(epochs: u32) -> (tempfile::TempDir, Recipe) {
     let dir = tempfile::tempdir().expect("temporary directory");
     write_idx(dir.path(), "train", &patterns(300, 1));
     write_idx(dir.path(), "t10k", &patterns(50, 2));
-    fs::copy(committed_models().join("lenet.toml"), dir.path().join("lenet.toml"))
-        .expect("copied");
+    fs::copy(
+        committed_models().join("lenet.toml"),
+        dir.path().join("lenet.toml"),
+    )
+    .expect("copied");
     let recipe = Recipe {
         data: dir.path().into(),
         models: dir.path().into(),
@@ -63,7 +66,8 @@ fn trained(recipe: &Recipe, resume_after: Option<u32>) -> Vec<u8> {
     let digits = patterns(300, 1);
     let mut run = Run::resume_or_start(recipe, digits.len()).expect("no checkpoint yet");
     while run.epoch < recipe.epochs {
-        run.train_epoch(recipe, &digits, &manifest()).expect("trained");
+        run.train_epoch(recipe, &digits, &manifest())
+            .expect("trained");
         if resume_after == Some(run.epoch) {
             run.save(recipe, digits.len()).expect("saved");
             run = Run::resume_or_start(recipe, digits.len()).expect("resumed");
@@ -78,11 +82,18 @@ fn a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one() {
     use_threads(1);
     let (_dir, recipe) = workplace(3);
     let whole = trained(&recipe, None);
-    assert_eq!(trained(&recipe, None), whole, "the same seed, the same weights");
+    assert_eq!(
+        trained(&recipe, None),
+        whole,
+        "the same seed, the same weights"
+    );
     assert!(trained(&recipe, Some(2)) == whole, "resumed after epoch 2");
     fs::remove_file(recipe.checkpoint()).expect("a checkpoint was there");
     let other = Recipe { seed: 4, ..recipe };
-    assert!(trained(&other, None) != whole, "another seed, other weights");
+    assert!(
+        trained(&other, None) != whole,
+        "another seed, other weights"
+    );
 }
 
 #[test]
@@ -90,8 +101,20 @@ fn a_checkpoint_of_another_run_is_refused() {
     let (_dir, recipe) = workplace(2);
     Run::start(3).save(&recipe, 300).expect("saved");
     for (other, images) in [
-        (Recipe { seed: 5, ..recipe.clone() }, 300),
-        (Recipe { epochs: 20, ..recipe.clone() }, 300),
+        (
+            Recipe {
+                seed: 5,
+                ..recipe.clone()
+            },
+            300,
+        ),
+        (
+            Recipe {
+                epochs: 20,
+                ..recipe.clone()
+            },
+            300,
+        ),
         (recipe.clone(), 299),
     ] {
         let Err(error) = Run::resume_or_start(&other, images) else {
@@ -119,7 +142,11 @@ fn a_whole_run_learns_and_leaves_a_model_that_is_served() {
     let outcome = train_lenet(&recipe, |line| lines.push(line)).expect("trained");
     assert_eq!(lines.len(), 25);
     assert_eq!(outcome.total, 50);
-    assert!(outcome.right >= 45, "{} of 50 right: {lines:#?}", outcome.right);
+    assert!(
+        outcome.right >= 45,
+        "{} of 50 right: {lines:#?}",
+        outcome.right
+    );
     assert!(!recipe.checkpoint().exists());
     let (manifest, _) = Manifest::read(&manifest_path).expect("still valid");
     assert_eq!(manifest.weights_digest(), Some(outcome.digest));
@@ -146,11 +173,21 @@ fn augmentation_moves_a_digit_by_a_little() {
     assert_eq!(moved.size(), image.size());
     assert!(moved.min().double_value(&[]) >= 0.0 && moved.max().double_value(&[]) <= 1.001);
     // The dot at the centre stays within the largest shift and the blur of sampling.
-    let near = moved.narrow(2, 9, 10).narrow(3, 9, 10).sum(Kind::Float).double_value(&[]);
+    let near = moved
+        .narrow(2, 9, 10)
+        .narrow(3, 9, 10)
+        .sum(Kind::Float)
+        .double_value(&[]);
     let all = moved.sum(Kind::Float).double_value(&[]);
-    assert!((all - near).abs() < 1e-3 && all > 64.0 * 2.0, "{near} of {all}");
+    assert!(
+        (all - near).abs() < 1e-3 && all > 64.0 * 2.0,
+        "{near} of {all}"
+    );
     let first = moved.narrow(0, 0, 1);
-    assert!((moved - first).abs().sum(Kind::Float).double_value(&[]) > 1.0, "each by its own amounts");
+    assert!(
+        (moved - first).abs().sum(Kind::Float).double_value(&[]) > 1.0,
+        "each by its own amounts"
+    );
 }
 
 #[test]

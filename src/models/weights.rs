@@ -75,7 +75,10 @@ impl Weights {
         };
         let found = tensor.size();
         let fits = found.len() == shape.len()
-            && found.iter().zip(shape).all(|(found, wanted)| *wanted == -1 || found == wanted);
+            && found
+                .iter()
+                .zip(shape)
+                .all(|(found, wanted)| *wanted == -1 || found == wanted);
         if !fits {
             return Err(ModelError::Shape {
                 model: self.model.clone(),
@@ -114,26 +117,37 @@ pub(super) fn check_finite(model: &str, name: &str, tensor: &Tensor) -> Result<(
     })
 }
 
-/// The tensors as a safetensors file of 32-bit floats (64-bit integers stay as they
-/// are), with `notes` in its header. The same tensors and at most one note give the same
-/// bytes.
+/// The tensors as a safetensors file of 32-bit floats, with `note` (its name and text) in
+/// the header. The same tensors and note give the same bytes.
 pub fn to_safetensors(tensors: &[(String, Tensor)], note: Option<(&str, String)>) -> Vec<u8> {
     let data: Vec<(Dtype, Vec<usize>, Vec<u8>)> = tensors
         .iter()
         .map(|(_, tensor)| {
-            let tensor = tensor.to_device(Device::Cpu).to_kind(Kind::Float).contiguous();
+            let tensor = tensor
+                .to_device(Device::Cpu)
+                .to_kind(Kind::Float)
+                .contiguous();
             let shape = tensor.size().iter().map(|side| *side as usize).collect();
             let mut numbers = vec![0f32; tensor.numel()];
             let length = numbers.len();
             tensor.copy_data(&mut numbers, length);
-            let bytes = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+            let bytes = numbers
+                .iter()
+                .flat_map(|number| number.to_le_bytes())
+                .collect();
             (Dtype::F32, shape, bytes)
         })
         .collect();
-    let views = tensors.iter().zip(&data).map(|((name, _), (dtype, shape, bytes))| {
-        let view = TensorView::new(*dtype, shape.clone(), bytes);
-        (name.as_str(), view.expect("as many bytes as the shape says"))
-    });
+    let views = tensors
+        .iter()
+        .zip(&data)
+        .map(|((name, _), (dtype, shape, bytes))| {
+            let view = TensorView::new(*dtype, shape.clone(), bytes);
+            (
+                name.as_str(),
+                view.expect("as many bytes as the shape says"),
+            )
+        });
     let note = note.map(|(name, text)| [(name.to_string(), text)].into());
     safetensors::serialize(views, note).expect("shapes and names are valid")
 }

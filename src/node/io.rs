@@ -4,9 +4,7 @@
 //! arm is one device call or one send; the driver matches them without a wildcard.
 
 use crate::consensus::{LogWrite, Recovered};
-use crate::types::{
-    BlobId, ClusterId, Digest, Member, Server, View, WallTime,
-};
+use crate::types::{BlobId, ClusterId, Digest, Member, Server, View, WallTime};
 use crate::wire::client::{Reply, Request};
 use crate::wire::peer::PeerMessage;
 use crate::wire::schedule::{Assignment, AssignmentId, ModelFiles, Outcome};
@@ -151,4 +149,3 @@ pub enum Output {
     /// This node has left: end the process in order, with exit status 0.
     Exit,
 }
-

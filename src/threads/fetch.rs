@@ -34,7 +34,10 @@ pub(super) fn run(
     for order in orders {
         let fetched = copy(&order, &blobs, &shared);
         let ids = order.iter().map(|located| located.blob);
-        if results.send(Input::Fetched(ids.zip(fetched).collect())).is_err() {
+        if results
+            .send(Input::Fetched(ids.zip(fetched).collect()))
+            .is_err()
+        {
             break;
         }
     }

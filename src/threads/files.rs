@@ -348,7 +348,9 @@ impl Incoming<'_, '_> {
                 return Err(WireError::Malformed("a message amid an upload".into()));
             };
             if chunk.is_empty() || chunk.len() as u64 > self.left {
-                return Err(WireError::Malformed("more bytes than were announced".into()));
+                return Err(WireError::Malformed(
+                    "more bytes than were announced".into(),
+                ));
             }
             self.left -= chunk.len() as u64;
             self.chunk = chunk;

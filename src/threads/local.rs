@@ -37,7 +37,9 @@ impl LocalModels {
             Some(Ok(files)) if weights => read_weights(&files, offset),
             Some(Ok(files)) => {
                 let bytes = files.manifest_bytes;
-                let from = bytes.len().min(usize::try_from(offset).unwrap_or(usize::MAX));
+                let from = bytes
+                    .len()
+                    .min(usize::try_from(offset).unwrap_or(usize::MAX));
                 let to = bytes.len().min(from.saturating_add(CHUNK_MAX));
                 Reply::Bytes(bytes[from..to].to_vec())
             }

@@ -142,7 +142,8 @@ impl Core for Member {
             }
             Output::JoinRefused { reason } => {
                 log::error!("cannot join: {reason}");
-                self.waiting.push_back(Input::JoinRefused(reason.to_string()));
+                self.waiting
+                    .push_back(Input::JoinRefused(reason.to_string()));
             }
             Output::Left => self.waiting.push_back(Input::Left),
             Output::Evicted { reason } => return Err(reason.to_string()),

@@ -32,9 +32,7 @@ impl Waker {
     pub fn wait(&self, socket: Option<BorrowedFd<'_>>, longest: Duration) -> io::Result<bool> {
         let own = PollFd::from_borrowed_fd(self.0.as_fd(), PollFlags::IN);
         let mut fds = vec![own];
-        fds.extend(socket.map(|fd| {
-            PollFd::from_borrowed_fd(fd, PollFlags::IN | PollFlags::RDHUP)
-        }));
+        fds.extend(socket.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN | PollFlags::RDHUP)));
         let longest = Timespec {
             tv_sec: longest.as_secs() as i64,
             tv_nsec: longest.subsec_nanos().into(),

@@ -325,6 +325,30 @@ pub struct Row {
     pub outcome: Outcome,
 }
 
+impl Row {
+    /// First line of a result file.
+    pub const CSV_HEADER: &str = "file,label,confidence,error\n";
+
+    /// The row as a line of the result file, with its line break (RFC 4180 quoting).
+    pub fn to_csv(&self) -> String {
+        let file = quoted(self.file.as_str());
+        match &self.outcome {
+            Outcome::Label { label, confidence } => {
+                format!("{file},{},{confidence:.6},\n", quoted(label))
+            }
+            Outcome::Error(error) => format!("{file},,,{}\n", quoted(error)),
+        }
+    }
+}
+
+fn quoted(field: &str) -> String {
+    if field.contains([',', '"', '\n', '\r']) {
+        format!("\"{}\"", field.replace('"', "\"\""))
+    } else {
+        field.into()
+    }
+}
+
 /// A node's answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Reply {

@@ -1,0 +1,83 @@
+# What a developer types. `make help` says what each target does.
+#
+# LIBTORCH (a libtorch of your own), CARGO_TARGET_DIR, XDG_CACHE_HOME (where
+# downloads are kept) and FLOWERS (a folder of flowers) are taken from the
+# environment; none of them has to be set.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+CARGO ?= cargo
+BIN := $(or $(CARGO_TARGET_DIR),target)/release
+# `introducer`, `dlc` and everything that is tested without networks.
+LIGHT := --locked --no-default-features
+# Where the tests on real processes and the demo find the executables.
+export DLC_BIN = $(abspath $(BIN))
+
+.PHONY: help demo run-introducer run-node need-name build build-light libtorch data data-flowers models \
+	test cluster-test sim lint train-lenet train-resnet50 bench
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: build data models ## a cluster of 5 nodes on this machine classifies MNIST while two of them are killed
+	@$(CARGO) run --quiet --release $(LIGHT) --example demo
+
+run-introducer: build-light ## one introducer; LISTEN=127.0.0.1:6000
+	@exec $(BIN)/introducer --listen $(or $(LISTEN),127.0.0.1:6000) $(ARGS)
+
+run-node: need-name build ## one node on its console; NAME= (required), LISTEN=, INTRODUCER=127.0.0.1:6000, DATA_DIR=, ARGS=
+	@exec $(BIN)/node --name $(NAME) --listen $(or $(LISTEN),127.0.0.1:0) \
+		--introducer $(or $(INTRODUCER),127.0.0.1:6000) --data-dir $(or $(DATA_DIR),run/$(NAME)) $(ARGS)
+
+need-name:
+	@test -n "$(NAME)" || { echo "error: a node needs a name: make run-node NAME=n1" >&2; exit 2; }
+
+build: libtorch build-light ## the executables introducer, node and dlc, in target/release
+	@$(CARGO) build --release --locked --bin node
+
+# Without the feature `torch`, so that neither links or loads libtorch.
+build-light:
+	@$(CARGO) build --release $(LIGHT) --bin introducer --bin dlc
+
+libtorch: ## libtorch for the CPU, fetched once (540 MB) into the user's cache; or your own, by LIBTORCH=
+	@.make/libtorch.sh
+
+data: ## MNIST in data/mnist; with FLOWERS=DIR also the flowers of that folder
+	@data/fetch.sh mnist
+ifneq ($(FLOWERS),)
+	@FLOWERS="$(FLOWERS)" data/fetch.sh flowers
+else
+	@[ -d data/flowers ] || echo "flowers: skipped; they are for training ResNet-50: make data-flowers, or FLOWERS=DIR" >&2
+endif
+
+data-flowers: ## the flowers in data/flowers: FLOWERS=DIR, or else the official archive (218 MB)
+	@FLOWERS="$(FLOWERS)" data/fetch.sh flowers
+
+models: ## verifies the weights in models/ and names the models that have none
+	@models/verify.sh
+
+# Without networks first, the tests on real processes and the simulator among
+# them; then what needs libtorch, on the build of the executables.
+test: build data models ## every test that needs no special machine
+	$(CARGO) test $(LIGHT) --no-fail-fast
+	$(CARGO) test --release --locked --lib models::
+
+cluster-test: build data models ## the tests on real processes: start, join, put, get, infer, kill, restart
+	$(CARGO) test $(LIGHT) --test cluster
+
+# make hands SEED and SEEDS on in the environment.
+sim: ## replays one simulation, SEED=n, or hunts through many, SEEDS=n
+	@test -n "$(SEED)$(SEEDS)" || { echo "error: which? make sim SEED=7 or make sim SEEDS=2000" >&2; exit 2; }
+	@$(CARGO) test $(LIGHT) --test sim
+
+lint: libtorch ## format, clippy, licences and sources of the dependencies, advisories
+	@.make/lint.sh
+
+train-lenet: libtorch data ## trains LeNet anew on MNIST, in minutes; DATA=data/mnist, EPOCHS=
+	@$(CARGO) run --release --locked --bin train -- lenet --data $(or $(DATA),data/mnist) $(if $(EPOCHS),--epochs $(EPOCHS))
+
+# Not in the list of `make help` until they do something.
+train-resnet50 bench:
+	@echo "error: make $@ is not there yet; it comes with a later issue" >&2; exit 2

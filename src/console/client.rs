@@ -1,0 +1,160 @@
+//! A connection to one node, for commands: one request, one reply at a time.
+//!
+//! Decides: how long to wait, and the words when a node is not there. Leaves to
+//! others: what the commands mean, and the bytes of files (`transfer`).
+
+use std::io::Write;
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use crate::types::RequestId;
+use crate::wire::client::{Refusal, Reply, Request};
+use crate::wire::peer::{Hello, Purpose};
+use crate::wire::{PROTOCOL_VERSION, WireError, read_message, write_message};
+
+/// How long a node may take to accept a connection.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a node may take to answer: longer than it waits for a coordinator itself.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Why a command failed. `dlc` exits with 2 for `NoNode`, with 1 for the others.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nothing listens there.
+    #[error("no node answers at {addr} ({why}): start one, or name another with --node HOST:PORT")]
+    NoNode {
+        /// Where.
+        addr: SocketAddr,
+        /// What the connection said.
+        why: String,
+    },
+    /// The node went away, or does not speak our protocol.
+    #[error(
+        "the node at {addr} broke off ({why}): whether the command was carried out is not known"
+    )]
+    BrokenOff {
+        /// Where.
+        addr: SocketAddr,
+        /// What the connection said.
+        why: String,
+    },
+    /// The cluster refused.
+    #[error("{0}")]
+    Refused(#[from] Refusal),
+    /// A file on this side.
+    #[error("{path}: {why}")]
+    Local {
+        /// The file.
+        path: String,
+        /// What is wrong and what to do.
+        why: String,
+    },
+    /// The node answered something else than was asked.
+    #[error(
+        "the node at {addr} gave an answer that does not fit the question: is it of another version?"
+    )]
+    Protocol {
+        /// Where.
+        addr: SocketAddr,
+    },
+    /// Anything that has its own words.
+    #[error("{0}")]
+    Other(String),
+}
+
+/// Opens a connection to `addr` for `purpose`.
+pub fn dial(addr: SocketAddr, purpose: Purpose) -> Result<TcpStream, WireError> {
+    let mut stream = TcpStream::connect_timeout(&addr, CONNECT_TIMEOUT)?;
+    stream.set_nodelay(true)?;
+    write_message(
+        &mut stream,
+        &Hello {
+            version: PROTOCOL_VERSION,
+            purpose,
+        },
+    )?;
+    Ok(stream)
+}
+
+/// A client of one node.
+pub struct Client {
+    addr: SocketAddr,
+    stream: Option<TcpStream>,
+    /// Random, so that no two clients share request ids.
+    id: u128,
+    sequence: u64,
+}
+
+impl Client {
+    /// A client of the node at `addr`; connects with the first request.
+    pub fn new(addr: SocketAddr) -> Client {
+        let mut id = [0; 16];
+        // The kernel's generator does not fail once the machine has booted.
+        rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())
+            .expect("kernel randomness");
+        Client {
+            addr,
+            stream: None,
+            id: u128::from_le_bytes(id),
+            sequence: 0,
+        }
+    }
+
+    /// The node's address.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// A fresh request id.
+    pub fn request_id(&mut self) -> RequestId {
+        self.sequence += 1;
+        RequestId {
+            client: self.id,
+            sequence: self.sequence,
+        }
+    }
+
+    fn connect(&mut self) -> Result<&mut TcpStream, ClientError> {
+        if self.stream.is_none() {
+            let open = || -> Result<TcpStream, WireError> {
+                let stream = dial(self.addr, Purpose::Client)?;
+                stream.set_read_timeout(Some(REPLY_TIMEOUT))?;
+                stream.set_write_timeout(Some(REPLY_TIMEOUT))?;
+                Ok(stream)
+            };
+            let stream = open().map_err(|error| ClientError::NoNode {
+                addr: self.addr,
+                why: error.to_string(),
+            })?;
+            self.stream = Some(stream);
+        }
+        Ok(self.stream.as_mut().expect("set above"))
+    }
+
+    /// The node's reply to `request`; a refusal is an error.
+    pub fn request(&mut self, request: &Request) -> Result<Reply, ClientError> {
+        let addr = self.addr;
+        let stream = self.connect()?;
+        let mut exchange = || -> Result<Reply, WireError> {
+            write_message(stream, request)?;
+            stream.flush()?;
+            read_message(stream)
+        };
+        match exchange() {
+            Ok(Reply::Refused(refusal)) => Err(refusal.into()),
+            Ok(reply) => Ok(reply),
+            Err(error) => {
+                self.stream = None;
+                Err(ClientError::BrokenOff {
+                    addr,
+                    why: error.to_string(),
+                })
+            }
+        }
+    }
+
+    /// The error for a reply of the wrong kind.
+    pub fn unexpected(&self) -> ClientError {
+        ClientError::Protocol { addr: self.addr }
+    }
+}

@@ -1,0 +1,393 @@
+//! The command language: one line, or the arguments of `dlc`, becomes a [`Command`].
+//!
+//! Decides: names, arity and ranges, and the words of every complaint about them.
+//! Leaves to others: everything that needs a node or a file.
+
+use crate::types::{FileName, JobId};
+
+/// One command, checked as far as that goes without a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// `join`
+    Join,
+    /// `list_mem`
+    ListMembers,
+    /// `list_self`
+    ListSelf,
+    /// `leave`
+    Leave,
+    /// `put LOCAL SDFS`
+    Put {
+        /// Path on the client's machine.
+        local: String,
+        /// SDFS name.
+        name: FileName,
+    },
+    /// `get [--stale] SDFS LOCAL`
+    Get {
+        /// SDFS name.
+        name: FileName,
+        /// Path on the client's machine.
+        local: String,
+        /// Read what the node asked knows, without asking the coordinator.
+        stale: bool,
+    },
+    /// `get-versions SDFS N LOCAL`
+    GetVersions {
+        /// SDFS name.
+        name: FileName,
+        /// How many of the newest versions.
+        newest: u64,
+        /// Path on the client's machine; `_vK` goes before its extension.
+        local: String,
+    },
+    /// `delete SDFS`
+    Delete(FileName),
+    /// `ls SDFS`
+    List(FileName),
+    /// `store`
+    Store,
+    /// `train [MODEL]`
+    Train(Option<String>),
+    /// `infer MODEL DATASET BATCH [--weight W]`
+    Infer {
+        /// Model name.
+        model: String,
+        /// Data set pattern.
+        dataset: String,
+        /// Inputs in one task.
+        batch: u32,
+        /// Share relative to other jobs.
+        weight: u32,
+    },
+    /// `job_info`
+    JobInfo,
+    /// `job_stats`
+    JobStats,
+    /// `upload_data [DIR/]DATASET COUNT`
+    UploadData {
+        /// Pattern with an optional folder.
+        dataset: String,
+        /// How many files to store.
+        count: u64,
+    },
+    /// `tail JOB N`
+    Tail {
+        /// The job.
+        job: JobId,
+        /// How many rows.
+        rows: u32,
+    },
+    /// `why NAME`
+    Why(String),
+    /// `stats`
+    Stats,
+    /// `help [COMMAND]`
+    Help(Option<String>),
+}
+
+/// A line that is no command; nothing was done.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UsageError {
+    /// No command of that name.
+    #[error("unknown command {0:?}: `help` lists the commands")]
+    Unknown(String),
+    /// Wrong number of words.
+    #[error("usage: {0}")]
+    Arity(&'static str),
+    /// A word out of range.
+    #[error("{what}: {got:?} is no {expected} (usage: {usage})")]
+    Word {
+        /// Which word.
+        what: &'static str,
+        /// What stands there.
+        got: String,
+        /// What should.
+        expected: &'static str,
+        /// The command's usage.
+        usage: &'static str,
+    },
+    /// Not a possible SDFS name.
+    #[error(transparent)]
+    Name(#[from] crate::types::NameError),
+    /// A quote without its end.
+    #[error("a quote is not closed: put names with spaces in '…' or \"…\"")]
+    Quote,
+}
+
+/// Name, usage and one line of help of each command, in the order of the manual.
+pub const COMMANDS: &[(&str, &str, &str)] = &[
+    ("join", "join", "join the cluster"),
+    ("list_mem", "list_mem", "the members as this node sees them"),
+    ("list_self", "list_self", "this node's process id"),
+    ("leave", "leave", "leave the cluster and stop this node"),
+    (
+        "put",
+        "put LOCAL SDFS",
+        "upload a file as the next version of an SDFS file",
+    ),
+    (
+        "get",
+        "get [--stale] SDFS LOCAL",
+        "download the newest version (--stale: without asking the coordinator)",
+    ),
+    (
+        "get-versions",
+        "get-versions SDFS N LOCAL",
+        "download the newest N versions, each to its own file",
+    ),
+    ("delete", "delete SDFS", "delete all versions of a file"),
+    (
+        "ls",
+        "ls SDFS",
+        "the live nodes that hold the newest version",
+    ),
+    ("store", "store", "the versions on this node's disk"),
+    (
+        "train",
+        "train [MODEL]",
+        "publish the models whose weights are there and wait until every node has them loaded",
+    ),
+    (
+        "infer",
+        "infer MODEL DATASET BATCH [--weight W]",
+        "start an inference job",
+    ),
+    ("job_info", "job_info", "all jobs"),
+    (
+        "job_stats",
+        "job_stats",
+        "times, rates and nodes of all jobs",
+    ),
+    (
+        "upload_data",
+        "upload_data [DIR/]DATASET COUNT",
+        "upload the local files that match lenet*.png for lenet.png",
+    ),
+    (
+        "tail",
+        "tail JOB N",
+        "the last N result rows of a job so far",
+    ),
+    (
+        "why",
+        "why NAME",
+        "who suspected or removed a member, and on what evidence",
+    ),
+    ("stats", "stats", "counters of this node"),
+    ("help", "help [COMMAND]", "this list, or one command"),
+];
+
+fn usage(name: &str) -> &'static str {
+    COMMANDS
+        .iter()
+        .find(|(command, ..)| *command == name)
+        .map_or("help", |(_, usage, _)| usage)
+}
+
+/// The words of a line: separated by blanks, with `'…'`, `"…"` and `\` as in a shell.
+pub fn words(line: &str) -> Result<Vec<String>, UsageError> {
+    shlex::split(line).ok_or(UsageError::Quote)
+}
+
+fn number<T: std::str::FromStr + PartialOrd + From<u8>>(
+    name: &'static str,
+    what: &'static str,
+    word: &str,
+) -> Result<T, UsageError> {
+    let bad = || UsageError::Word {
+        what,
+        got: word.into(),
+        expected: "whole number from 1 up",
+        usage: usage(name),
+    };
+    word.parse::<T>()
+        .ok()
+        .filter(|n| *n >= T::from(1))
+        .ok_or_else(bad)
+}
+
+/// The command in `words`; none where there is no word.
+pub fn parse(words: &[String]) -> Result<Option<Command>, UsageError> {
+    let Some((name, rest)) = words.split_first() else {
+        return Ok(None);
+    };
+    let rest: Vec<&str> = rest.iter().map(String::as_str).collect();
+    let command = match (name.as_str(), rest.as_slice()) {
+        ("join", []) => Command::Join,
+        ("list_mem", []) => Command::ListMembers,
+        ("list_self", []) => Command::ListSelf,
+        ("leave", []) => Command::Leave,
+        ("put", [local, sdfs]) => Command::Put {
+            local: (*local).into(),
+            name: FileName::new(sdfs)?,
+        },
+        ("get", ["--stale", sdfs, local])
+        | ("get", [sdfs, "--stale", local])
+        | ("get", [sdfs, local, "--stale"]) => Command::Get {
+            name: FileName::new(sdfs)?,
+            local: (*local).into(),
+            stale: true,
+        },
+        ("get", [sdfs, local]) => Command::Get {
+            name: FileName::new(sdfs)?,
+            local: (*local).into(),
+            stale: false,
+        },
+        ("get-versions", [sdfs, n, local]) => Command::GetVersions {
+            name: FileName::new(sdfs)?,
+            newest: number("get-versions", "N", n)?,
+            local: (*local).into(),
+        },
+        ("delete", [sdfs]) => Command::Delete(FileName::new(sdfs)?),
+        ("ls", [sdfs]) => Command::List(FileName::new(sdfs)?),
+        ("store", []) => Command::Store,
+        ("train", []) => Command::Train(None),
+        ("train", [model]) => Command::Train(Some((*model).into())),
+        ("infer", rest) => infer(rest)?,
+        ("job_info", []) => Command::JobInfo,
+        ("job_stats", []) => Command::JobStats,
+        ("upload_data", [dataset, count]) => Command::UploadData {
+            dataset: (*dataset).into(),
+            count: number("upload_data", "COUNT", count)?,
+        },
+        ("tail", [job, rows]) => Command::Tail {
+            job: job_id(job)?,
+            rows: number("tail", "N", rows)?,
+        },
+        ("why", [node]) => Command::Why((*node).into()),
+        ("stats", []) => Command::Stats,
+        ("help", []) => Command::Help(None),
+        ("help", [command]) => Command::Help(Some((*command).into())),
+        (known, _) if COMMANDS.iter().any(|(command, ..)| *command == known) => {
+            return Err(UsageError::Arity(usage(known)));
+        }
+        (unknown, _) => return Err(UsageError::Unknown(unknown.into())),
+    };
+    Ok(Some(command))
+}
+
+fn job_id(word: &str) -> Result<JobId, UsageError> {
+    let bad = |_| UsageError::Word {
+        what: "JOB",
+        got: word.into(),
+        expected: "job number",
+        usage: usage("tail"),
+    };
+    word.parse().map(JobId).map_err(bad)
+}
+
+fn infer(words: &[&str]) -> Result<Command, UsageError> {
+    let mut weight = 1;
+    let mut plain = Vec::new();
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        if *word == "--weight" {
+            let value = words.next().ok_or(UsageError::Arity(usage("infer")))?;
+            weight = number("infer", "--weight", value)?;
+        } else {
+            plain.push(*word);
+        }
+    }
+    let [model, dataset, batch] = plain[..] else {
+        return Err(UsageError::Arity(usage("infer")));
+    };
+    let batch = number("infer", "BATCH", batch)?;
+    Ok(Command::Infer {
+        model: model.into(),
+        dataset: dataset.into(),
+        batch,
+        weight,
+    })
+}
+
+/// Text of `help`, or of `help COMMAND`.
+pub fn help(command: Option<&str>) -> Result<String, UsageError> {
+    let mut lines = Vec::new();
+    for (name, usage, text) in COMMANDS {
+        if command.is_none_or(|wanted| wanted == *name) {
+            lines.push(format!("{usage:<44} {text}"));
+        }
+    }
+    match command {
+        Some(unknown) if lines.is_empty() => Err(UsageError::Unknown(unknown.into())),
+        _ => Ok(lines.join("\n")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(text: &str) -> Result<Option<Command>, String> {
+        words(text)
+            .and_then(|words| parse(&words))
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn every_command_of_the_manual_parses_by_its_own_usage() {
+        for (name, usage, _) in COMMANDS {
+            let example = usage
+                .replace("[--stale] ", "")
+                .replace("[DIR/]", "")
+                .replace("[MODEL]", "m");
+            let example = example
+                .replace("[--weight W]", "--weight 2")
+                .replace("[COMMAND]", "put");
+            let example = example
+                .replace("COUNT", "3")
+                .replace("BATCH", "3")
+                .replace("JOB", "0");
+            let example = example.replace(" N", " 3");
+            assert!(
+                matches!(line(&example), Ok(Some(_))),
+                "{name}: {example}: {:?}",
+                line(&example)
+            );
+            assert!(
+                line(&format!("{name} a b c d e f"))
+                    .unwrap_err()
+                    .contains("usage: "),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn bad_lines_say_what_is_wrong() {
+        for (bad, says) in [
+            ("lst", "unknown command \"lst\""),
+            ("cancel 0", "unknown command"),
+            ("put a", "usage: put LOCAL SDFS"),
+            ("infer lenet lenet.png 0", "whole number from 1 up"),
+            ("infer lenet lenet.png five", "\"five\""),
+            ("infer lenet lenet.png 5 --weight 0", "--weight"),
+            ("infer lenet lenet.png", "usage: infer"),
+            ("get-versions a 0 b", "whole number"),
+            ("tail x 3", "job number"),
+            ("put 'a b", "quote"),
+        ] {
+            assert!(
+                line(bad).unwrap_err().contains(says),
+                "{bad}: {:?}",
+                line(bad)
+            );
+        }
+        assert!(
+            line(&format!("put a {}", "x".repeat(1025)))
+                .unwrap_err()
+                .contains("1024")
+        );
+        assert_eq!(line("   "), Ok(None));
+    }
+
+    #[test]
+    fn quotes_keep_blanks() {
+        let put = Command::Put {
+            local: "a b.txt".into(),
+            name: FileName::new("c d").unwrap(),
+        };
+        assert_eq!(line("put 'a b.txt' \"c d\""), Ok(Some(put)));
+    }
+}

@@ -1,0 +1,138 @@
+//! `upload_data`: which local files a data set pattern means, and how they become SDFS files.
+//!
+//! Data set `DIR/lenet.png` means every file `DIR/lenet*.png`, in natural order. They are
+//! stored as `lenet0.png`, `lenet1.png`, …, going round again where more are asked for
+//! than there are.
+
+use std::path::{Path, PathBuf};
+
+use super::client::{Client, ClientError};
+use super::progress;
+use super::transfer::{self, Content};
+use crate::store::names::{Pattern, compare_natural};
+use crate::types::FileName;
+use crate::wire::client::PUT_FILES_MAX;
+
+/// Most bytes in one exchange: bounds what a failed target costs.
+const EXCHANGE_BYTES: u64 = 64 << 20;
+
+/// Folder and pattern of `[DIR/]DATASET`.
+pub fn pattern(dataset: &str) -> (&str, &str) {
+    match dataset.rsplit_once('/') {
+        Some(("", pattern)) => ("/", pattern),
+        Some((folder, pattern)) => (folder, pattern),
+        None => (".", dataset),
+    }
+}
+
+/// The files of `folder` that `pattern` means, in natural order.
+fn matches(folder: &Path, pattern: &str) -> Result<Vec<PathBuf>, ClientError> {
+    let local = |why: String| ClientError::Local {
+        path: folder.display().to_string(),
+        why,
+    };
+    let entries = std::fs::read_dir(folder).map_err(|error| {
+        local(format!(
+            "cannot list the folder: {error}; give DIR/{pattern} with an existing folder"
+        ))
+    })?;
+    let wanted = Pattern::new(pattern);
+    let mut found: Vec<String> = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|error| local(error.to_string()))?;
+        let Ok(name) = entry.file_name().into_string() else {
+            continue;
+        };
+        // Follows links; a folder or a pipe is no input.
+        if wanted.matches(&name) && entry.path().is_file() {
+            found.push(name);
+        }
+    }
+    found.sort_by(|a, b| compare_natural(a, b));
+    if found.is_empty() {
+        let (stem, extension) = (wanted.stem(), wanted.extension());
+        return Err(local(format!(
+            "no file {stem}*{extension} is there: check the folder and the data set's name"
+        )));
+    }
+    Ok(found.into_iter().map(|name| folder.join(name)).collect())
+}
+
+/// Stores `count` files of the data set; gives how many were stored.
+pub fn upload(client: &mut Client, dataset: &str, count: u64) -> Result<u64, ClientError> {
+    let (folder, pattern) = pattern(dataset);
+    if pattern.is_empty() {
+        return Err(ClientError::Other(format!(
+            "{dataset:?} names a folder, not a data set: give DIR/NAME.EXT"
+        )));
+    }
+    let files = matches(Path::new(folder), pattern)?;
+    let wanted = Pattern::new(pattern);
+    let (stem, extension) = (wanted.stem(), wanted.extension());
+    let bar = progress::files(count, "upload");
+    let mut batch: Vec<(FileName, Content)> = Vec::new();
+    let mut bytes = 0;
+    for number in 0..count {
+        let path = &files[(number % files.len() as u64) as usize];
+        let content = Content::file(path)?;
+        bytes += content.bytes();
+        batch.push((
+            FileName::new(&format!("{stem}{number}{extension}"))?,
+            content,
+        ));
+        if batch.len() == PUT_FILES_MAX || bytes >= EXCHANGE_BYTES || number + 1 == count {
+            let stored = batch.len() as u64;
+            transfer::put(client, std::mem::take(&mut batch), None)
+                .inspect_err(|_| bar.abandon())?;
+            bar.inc(stored);
+            bytes = 0;
+        }
+    }
+    bar.finish_and_clear();
+    Ok(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_data_set_matches_in_natural_order_and_only_files() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in [
+            "lenet10.png",
+            "lenet2.png",
+            "lenet.png",
+            "lenet1.jpg",
+            "other1.png",
+        ] {
+            std::fs::write(folder.path().join(name), "x").unwrap();
+        }
+        std::fs::create_dir(folder.path().join("lenet3.png")).unwrap();
+        let found = matches(folder.path(), "lenet.png").unwrap();
+        let names: Vec<_> = found
+            .iter()
+            .map(|path| path.file_name().unwrap().to_str().unwrap())
+            .collect();
+        assert_eq!(names, ["lenet.png", "lenet2.png", "lenet10.png"]);
+        assert!(
+            matches(folder.path(), "rose.png")
+                .unwrap_err()
+                .to_string()
+                .contains("rose*.png")
+        );
+        assert!(
+            matches(&folder.path().join("none"), "a.png")
+                .unwrap_err()
+                .to_string()
+                .contains("cannot list")
+        );
+    }
+
+    #[test]
+    fn the_folder_is_split_off() {
+        assert_eq!(pattern("a/b/lenet.png"), ("a/b", "lenet.png"));
+        assert_eq!(pattern("/lenet.png"), ("/", "lenet.png"));
+        assert_eq!(pattern("lenet.png"), (".", "lenet.png"));
+    }
+}

@@ -1,0 +1,17 @@
+//! What people type and read: commands parsed once and run alike from the node's
+//! stdin and from the `dlc` client.
+//!
+//! Decides: the command language, the words of answers, tables and JSON, and how a
+//! client moves the bytes of files. Leaves to others: everything that the cluster
+//! decides; the console is a client over TCP even of its own node, so that there is
+//! one way in.
+
+pub mod client;
+pub mod command;
+pub mod dataset;
+mod progress;
+pub mod run;
+pub mod stdin;
+mod tables;
+mod training;
+pub mod transfer;

@@ -1,0 +1,355 @@
+//! Runs a [`Command`] against a node, for the console and for `dlc` alike, and says
+//! what came of it: as text and as JSON.
+//!
+//! Decides: the words and fields of every answer. Leaves to others: how bytes travel
+//! (`transfer`), how tables look (`tables`), what happens in the cluster (the node).
+
+use serde_json::{Value, json};
+
+use super::client::{Client, ClientError};
+use super::command::{self, Command};
+use super::{dataset, tables, training, transfer};
+use crate::store::download::Downloaded;
+use crate::types::{FileName, JobId, MemberState};
+use crate::wire::client::{MemberInfo, Receipt, Reply, Request, Role, Row};
+use crate::wire::schedule::Outcome;
+use crate::wire::store::Located;
+
+/// What a command printed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer {
+    /// For people.
+    pub text: String,
+    /// For programs (`--json`).
+    pub json: Value,
+}
+
+fn answer(text: impl Into<String>, json: Value) -> Result<Answer, ClientError> {
+    Ok(Answer {
+        text: text.into(),
+        json,
+    })
+}
+
+/// Runs `command` on the node of `client`; paths are meant on this side.
+pub fn run(client: &mut Client, command: &Command) -> Result<Answer, ClientError> {
+    match command {
+        Command::Join => match client.request(&Request::Join)? {
+            Reply::Identity(id) => answer(format!("Joined as {id}"), json!({ "id": id })),
+            _ => Err(client.unexpected()),
+        },
+        Command::Leave => match client.request(&Request::Leave)? {
+            Reply::Done => answer("Left the cluster", json!({})),
+            _ => Err(client.unexpected()),
+        },
+        Command::ListSelf => match client.request(&Request::Identity)? {
+            Reply::Identity(id) => answer(id.clone(), json!({ "id": id })),
+            _ => Err(client.unexpected()),
+        },
+        Command::ListMembers => match client.request(&Request::Members)? {
+            Reply::Members(members) => list_members(&members),
+            _ => Err(client.unexpected()),
+        },
+        Command::Put { local, name } => put(client, local, name),
+        Command::Get { name, local, stale } => get(client, name, local, *stale),
+        Command::GetVersions {
+            name,
+            newest,
+            local,
+        } => get_versions(client, name, *newest, local),
+        Command::Delete(name) => delete(client, name),
+        Command::List(name) => match client.request(&Request::Replicas(name.clone()))? {
+            Reply::Replicas(version, ids) => answer(
+                tables::process_ids(&ids),
+                json!({ "file": name.as_str(), "version": version.0, "replicas": ids }),
+            ),
+            _ => Err(client.unexpected()),
+        },
+        Command::Store => store(client),
+        Command::Train(model) => training::train(client, model.as_deref()),
+        Command::Infer {
+            model,
+            dataset,
+            batch,
+            weight,
+        } => infer(client, model, dataset, *batch, *weight),
+        Command::JobInfo => job_info(client),
+        Command::JobStats => job_stats(client),
+        Command::UploadData { dataset, count } => {
+            let uploaded = dataset::upload(client, dataset, *count)?;
+            let text = "dataset uploaded successfully";
+            answer(
+                text,
+                json!({ "dataset": dataset::pattern(dataset).1, "uploaded": uploaded }),
+            )
+        }
+        Command::Tail { job, rows } => tail(client, *job, *rows),
+        Command::Why(node) => match client.request(&Request::Why(node.clone()))? {
+            Reply::Events(events) if events.is_empty() => answer(
+                format!("nothing is known against {node}"),
+                json!({ "events": events }),
+            ),
+            Reply::Events(events) => answer(events.join("\n"), json!({ "events": events })),
+            _ => Err(client.unexpected()),
+        },
+        Command::Stats => match client.request(&Request::Stats)? {
+            Reply::Stats(stats) => {
+                let rows = stats
+                    .iter()
+                    .map(|(name, value)| vec![name.clone(), value.to_string()]);
+                answer(tables::table(&["Counter", "Value"], rows), json!(stats))
+            }
+            _ => Err(client.unexpected()),
+        },
+        Command::Help(name) => {
+            let text = command::help(name.as_deref())
+                .map_err(|error| ClientError::Other(error.to_string()))?;
+            answer(text.clone(), json!({ "help": text }))
+        }
+    }
+}
+
+fn list_members(members: &[MemberInfo]) -> Result<Answer, ClientError> {
+    let shown = members.iter().map(|member| {
+        let role = match member.role {
+            Role::Coordinator => "coordinator",
+            Role::Standby => "standby",
+            Role::Member => "member",
+        };
+        let state = if member.state == MemberState::Suspect {
+            "suspect"
+        } else {
+            "alive"
+        };
+        json!({
+            "id": member.id, "name": member.name.as_str(), "addr": member.addr, "state": state,
+            "incarnation": member.incarnation.0, "role": role,
+        })
+    });
+    let json = json!({ "members": shown.collect::<Vec<_>>() });
+    let ids: Vec<String> = members.iter().map(|member| member.id.clone()).collect();
+    answer(tables::process_ids(&ids), json)
+}
+
+fn put(client: &mut Client, local: &str, name: &FileName) -> Result<Answer, ClientError> {
+    let receipt: Receipt = transfer::put_one(client, local, name)?;
+    let text = format!(
+        "File uploaded successfully\nversion {}, {} bytes, blake3 {}, on {}",
+        receipt.version.0,
+        receipt.bytes,
+        receipt.digest,
+        receipt.replicas.join(", ")
+    );
+    let json = json!({
+        "file": receipt.file.as_str(), "version": receipt.version.0, "bytes": receipt.bytes,
+        "digest": receipt.digest.to_string(), "replicas": receipt.replicas,
+    });
+    answer(text, json)
+}
+
+fn get(
+    client: &mut Client,
+    name: &FileName,
+    local: &str,
+    stale: bool,
+) -> Result<Answer, ClientError> {
+    let located = match transfer::get(client, name, 1, stale, |_| local.into())? {
+        Downloaded::Versions(versions) => versions
+            .into_iter()
+            .next()
+            .ok_or_else(|| client.unexpected())?,
+        Downloaded::Job { job, inputs } => return get_rows(client, name, job, inputs, local),
+    };
+    let json = json!({
+        "file": name.as_str(), "version": located.version.0, "bytes": located.bytes,
+        "digest": located.digest.to_string(),
+    });
+    let stale = if stale {
+        " (as this node knows it; a newer version may exist)"
+    } else {
+        ""
+    };
+    answer(format!("File downloaded successfully{stale}"), json)
+}
+
+/// The rows so far of a job that runs; its result file does not exist yet.
+fn get_rows(
+    client: &mut Client,
+    name: &FileName,
+    job: JobId,
+    inputs: u32,
+    local: &str,
+) -> Result<Answer, ClientError> {
+    use crate::wire::client::ROWS_MAX;
+    let mut text = String::from(Row::CSV_HEADER);
+    for from in (0..inputs).step_by(ROWS_MAX as usize) {
+        match client.request(&Request::Rows {
+            job,
+            from,
+            count: ROWS_MAX,
+        })? {
+            Reply::Rows(rows) => rows.iter().for_each(|row| text.push_str(&row.to_csv())),
+            _ => return Err(client.unexpected()),
+        }
+    }
+    let digest = crate::types::Digest::of(text.as_bytes());
+    transfer::write_whole(local, text.as_bytes())?;
+    let json = json!({
+        "file": name.as_str(), "version": null, "bytes": text.len(), "digest": digest.to_string(),
+    });
+    answer(
+        format!("File downloaded successfully (job {job} is not complete: the rows so far)"),
+        json,
+    )
+}
+
+fn get_versions(
+    client: &mut Client,
+    name: &FileName,
+    newest: u64,
+    local: &str,
+) -> Result<Answer, ClientError> {
+    let path = |located: &Located| tables::versioned(local, located.version);
+    let versions = match transfer::get(client, name, newest, false, path)? {
+        Downloaded::Versions(versions) => versions,
+        Downloaded::Job { job, .. } => {
+            let why = format!(
+                "job {job} is not complete, so {name} has no version yet: `get` gives the rows so far"
+            );
+            return Err(ClientError::Other(why));
+        }
+    };
+    let mut shown = Vec::new();
+    let mut lines = vec!["File downloaded successfully".to_string()];
+    for located in &versions {
+        let path = path(located);
+        lines.push(format!("version {}: {path}", located.version.0));
+        shown.push(json!({
+            "version": located.version.0, "bytes": located.bytes,
+            "digest": located.digest.to_string(), "path": path,
+        }));
+    }
+    answer(
+        lines.join("\n"),
+        json!({ "file": name.as_str(), "versions": shown }),
+    )
+}
+
+fn delete(client: &mut Client, name: &FileName) -> Result<Answer, ClientError> {
+    let request = client.request_id();
+    match client.request(&Request::Delete {
+        request,
+        name: name.clone(),
+    })? {
+        Reply::Deleted(versions) => answer(
+            "File deleted successfully",
+            json!({ "file": name.as_str(), "versions": versions }),
+        ),
+        _ => Err(client.unexpected()),
+    }
+}
+
+fn store(client: &mut Client) -> Result<Answer, ClientError> {
+    let Reply::Holdings(holdings) = client.request(&Request::Holdings)? else {
+        return Err(client.unexpected());
+    };
+    let rows = holdings
+        .iter()
+        .map(|held| vec![tables::versioned(held.file.as_str(), held.version)]);
+    let files = holdings.iter().map(
+        |held| json!({ "file": held.file.as_str(), "version": held.version.0, "bytes": held.bytes }),
+    );
+    let json = json!({ "files": files.collect::<Vec<_>>() });
+    answer(tables::table(&["SDFS File Names"], rows), json)
+}
+
+fn infer(
+    client: &mut Client,
+    model: &str,
+    dataset: &str,
+    batch: u32,
+    weight: u32,
+) -> Result<Answer, ClientError> {
+    let request = client.request_id();
+    let (model, dataset) = (model.to_string(), dataset.to_string());
+    match client.request(&Request::Submit {
+        request,
+        model,
+        dataset,
+        batch,
+        weight,
+    })? {
+        Reply::Submitted(job) => answer(
+            format!("Inference job submitted\njob {job}"),
+            json!({ "job": job.0 }),
+        ),
+        _ => Err(client.unexpected()),
+    }
+}
+
+fn job_info(client: &mut Client) -> Result<Answer, ClientError> {
+    let Reply::Jobs(jobs) = client.request(&Request::Jobs)? else {
+        return Err(client.unexpected());
+    };
+    let shown = jobs.iter().map(|job| {
+        json!({
+            "job": job.job.0, "type": job.model, "status": job.status.as_str(),
+            "batch_size": job.batch, "dataset": job.dataset,
+        })
+    });
+    answer(
+        tables::jobs(&jobs),
+        json!({ "jobs": shown.collect::<Vec<_>>() }),
+    )
+}
+
+fn job_stats(client: &mut Client) -> Result<Answer, ClientError> {
+    let Reply::JobStats(jobs) = client.request(&Request::JobStats)? else {
+        return Err(client.unexpected());
+    };
+    let shown = jobs.iter().map(|job| {
+        let nodes: Vec<&str> = job
+            .assigned_nodes
+            .iter()
+            .map(|node| node.as_str())
+            .collect();
+        json!({
+            "job": job.job.0, "count": job.count, "total": job.total, "errors": job.errors,
+            "mean": job.mean, "std": job.std, "p25": job.p25, "p75": job.p75, "p99": job.p99,
+            "rate_10s": job.rate_10s, "rate_total": job.rate_total, "assigned_nodes": nodes,
+        })
+    });
+    answer(
+        tables::job_stats(&jobs),
+        json!({ "jobs": shown.collect::<Vec<_>>() }),
+    )
+}
+
+fn tail(client: &mut Client, job: JobId, rows: u32) -> Result<Answer, ClientError> {
+    let count = rows.min(crate::wire::client::ROWS_MAX);
+    let Reply::Rows(rows) = client.request(&Request::Tail { job, count })? else {
+        return Err(client.unexpected());
+    };
+    let lines: Vec<String> = rows
+        .iter()
+        .map(|row| row.to_csv().trim_end().to_string())
+        .collect();
+    let shown = rows.iter().map(|row| match &row.outcome {
+        Outcome::Label { label, confidence } => {
+            json!({ "file": row.file.as_str(), "label": label, "confidence": confidence, "error": null })
+        }
+        Outcome::Error(error) => {
+            json!({ "file": row.file.as_str(), "label": null, "confidence": null, "error": error })
+        }
+    });
+    answer(
+        lines.join("\n"),
+        json!({ "rows": shown.collect::<Vec<_>>() }),
+    )
+}
+
+impl From<crate::types::NameError> for ClientError {
+    fn from(error: crate::types::NameError) -> ClientError {
+        ClientError::Other(error.to_string())
+    }
+}

@@ -1,0 +1,163 @@
+//! `train`: moves the model files of a node's model directory into SDFS, publishes
+//! them, and waits until every live node has them loaded.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::client::{Client, ClientError};
+use super::run::Answer;
+use super::transfer::{self, Content};
+use crate::types::{Digest, FileName, Version};
+use crate::wire::client::{LocalModel, Reply, Request};
+use crate::wire::schedule::Model;
+
+/// Time between two looks at how far the nodes are.
+const POLL: Duration = Duration::from_millis(100);
+
+/// Publishes `only` (or an alias of it), or all models; names those that it skips.
+pub fn train(client: &mut Client, only: Option<&str>) -> Result<Answer, ClientError> {
+    let Reply::LocalModels(models) = client.request(&Request::LocalModels)? else {
+        return Err(client.unexpected());
+    };
+    let only = only.map(crate::models::manifest::canonical);
+    let wanted: Vec<LocalModel> = models
+        .iter()
+        .filter(|model| only.is_none_or(|name| name == model.name))
+        .cloned()
+        .collect();
+    if wanted.is_empty() {
+        let known: Vec<&str> = models.iter().map(|model| model.name.as_str()).collect();
+        let what = only.map_or("any model".into(), |name| format!("model {name:?}"));
+        return Err(ClientError::Other(format!(
+            "the node's model directory does not hold {what} (it holds: {}): put NAME.toml and its weights there, or start the node with --models DIR",
+            known.join(", ")
+        )));
+    }
+    let (mut published, mut skipped) = (Vec::new(), Vec::new());
+    for model in wanted {
+        match &model.files {
+            Ok((weights, manifest_bytes, weights_bytes)) => {
+                published.push(publish(
+                    client,
+                    &model.name,
+                    weights,
+                    [*manifest_bytes, *weights_bytes],
+                )?);
+            }
+            Err(reason) => skipped.push((model.name.clone(), reason.clone())),
+        }
+    }
+    if published.is_empty() {
+        let reasons: Vec<String> = skipped
+            .iter()
+            .map(|(name, why)| format!("{name}: {why}"))
+            .collect();
+        return Err(ClientError::Other(format!(
+            "no model could be published: {}",
+            reasons.join("; ")
+        )));
+    }
+    let versions = wait_until_loaded(client, &published)?;
+    let mut text = String::from("Models are ready for inference");
+    for (name, why) in &skipped {
+        text.push_str(&format!("\nskipped {name}: {why}"));
+    }
+    let models: Vec<_> = published
+        .iter()
+        .zip(versions)
+        .map(|(model, version)| json!({ "name": model.name, "version": version, "digest": model.digest.to_string() }))
+        .collect();
+    let names: Vec<&String> = skipped.iter().map(|(name, _)| name).collect();
+    Ok(Answer {
+        text,
+        json: json!({ "models": models, "skipped": names }),
+    })
+}
+
+/// Stores manifest and weights in SDFS where the newest versions differ, and publishes them.
+fn publish(
+    client: &mut Client,
+    name: &str,
+    weights: &str,
+    sizes: [u64; 2],
+) -> Result<Model, ClientError> {
+    let (manifest, _) = store(
+        client,
+        name,
+        false,
+        &format!("models/{name}.toml"),
+        sizes[0],
+    )?;
+    let (weights, digest) = store(client, name, true, &format!("models/{weights}"), sizes[1])?;
+    let model = Model {
+        name: name.into(),
+        manifest,
+        weights,
+        digest,
+    };
+    let request = client.request_id();
+    match client.request(&Request::Publish {
+        request,
+        model: model.clone(),
+    })? {
+        Reply::Done => Ok(model),
+        _ => Err(client.unexpected()),
+    }
+}
+
+fn store(
+    client: &mut Client,
+    model: &str,
+    weights: bool,
+    name: &str,
+    bytes: u64,
+) -> Result<((FileName, Version), Digest), ClientError> {
+    let name = FileName::new(name)?;
+    let mut content = Vec::with_capacity(bytes as usize);
+    loop {
+        let offset = content.len() as u64;
+        match client.request(&Request::ReadLocalModel {
+            name: model.into(),
+            weights,
+            offset,
+        })? {
+            Reply::Bytes(part) if part.is_empty() => break,
+            Reply::Bytes(part) => content.extend_from_slice(&part),
+            _ => return Err(client.unexpected()),
+        }
+    }
+    let digest = Digest::of(&content);
+    if let Ok(newest) = transfer::locate(client, &name)
+        && newest.digest == digest
+    {
+        return Ok(((name, newest.version), digest));
+    }
+    let receipts = transfer::put(
+        client,
+        vec![(name.clone(), Content::Bytes(content.into()))],
+        None,
+    )?;
+    Ok(((name, receipts[0].version), digest))
+}
+
+fn wait_until_loaded(client: &mut Client, models: &[Model]) -> Result<Vec<u64>, ClientError> {
+    let names: Vec<String> = models.iter().map(|model| model.name.clone()).collect();
+    loop {
+        let Reply::Models(states) = client.request(&Request::ModelStatus(names.clone()))? else {
+            return Err(client.unexpected());
+        };
+        if let Some((state, (node, why))) =
+            states.iter().find_map(|s| s.failed.first().map(|f| (s, f)))
+        {
+            let name = &state.model.name;
+            return Err(ClientError::Other(format!(
+                "model {name:?} could not be loaded on {node}: {why}"
+            )));
+        }
+        if states.len() == names.len() && states.iter().all(|state| state.waiting.is_empty()) {
+            return Ok(states.iter().map(|state| state.version).collect());
+        }
+        std::thread::sleep(POLL);
+    }
+}

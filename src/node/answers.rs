@@ -1,0 +1,290 @@
+//! What clients are told: this node's own answers, and the coordinator's reads.
+//!
+//! Decides: how state becomes an answer. Changes nothing but what is asked for; every
+//! read of the coordinator runs after its leadership was confirmed (`leader`).
+
+use super::io::{Output, RequestToken};
+use super::state::Outcome;
+use super::{HAND_OVER, JOIN_PATIENCE, Leaving, Node};
+use crate::schedule::jobs::Job;
+use crate::types::{BlobId, FileName, JobId, NodeId};
+use crate::wire::client::{
+    Holding, JobInfo, MemberInfo, ModelState, ROWS_MAX, Receipt, Refusal, Reply, Request, Role, Row,
+};
+
+impl Node {
+    /// A client's command: answered here, or handed to the gateway.
+    pub(super) fn handle_request(&mut self, token: RequestToken, request: Request) {
+        let now = self.now;
+        match request {
+            Request::Join => match &self.joined {
+                Some((member, _)) => {
+                    let id = member.process_id();
+                    self.reply(token, Reply::Identity(id));
+                }
+                None => {
+                    self.joining.push((token, now + JOIN_PATIENCE));
+                    self.outputs.push_back(Output::Join);
+                }
+            },
+            Request::Leave => self.leave(token),
+            // Asked of the threads around this core, which have the answers.
+            Request::Stats
+            | Request::Why(_)
+            | Request::LocalModels
+            | Request::ReadLocalModel { .. } => {
+                self.reply(token, Reply::Refused(Refusal::Busy));
+            }
+            _ if self.joined.is_none() => self.reply(token, Reply::Refused(Refusal::NotJoined)),
+            Request::Identity => {
+                let id = self
+                    .joined
+                    .as_ref()
+                    .map(|(member, _)| member.process_id())
+                    .unwrap_or_default();
+                self.reply(token, Reply::Identity(id));
+            }
+            Request::Members => {
+                let members = self.members();
+                self.reply(token, Reply::Members(members));
+            }
+            Request::Holdings => {
+                let holdings = self.holdings();
+                self.reply(token, Reply::Holdings(holdings));
+            }
+            Request::LocateStale { name, newest } => {
+                let reply = self.locate(&name, newest);
+                self.reply(token, reply);
+            }
+            request => {
+                if !self.gateway.submit(now, token, request) {
+                    self.reply(token, Reply::Refused(Refusal::Busy));
+                }
+            }
+        }
+    }
+
+    fn leave(&mut self, token: RequestToken) {
+        if self.joined.is_none() {
+            // Nobody to tell: the process just ends.
+            self.reply(token, Reply::Done);
+            return self.outputs.push_back(Output::Exit);
+        }
+        let deadline = self.now + HAND_OVER;
+        let leaving = self.leaving.get_or_insert(Leaving {
+            clients: Vec::new(),
+            deadline,
+            told: false,
+        });
+        leaving.clients.push(token);
+    }
+
+    fn members(&self) -> Vec<MemberInfo> {
+        let voters = self.consensus.voters();
+        let leader = self.consensus.leader();
+        let info = |member: &crate::types::Member| {
+            let server = member.server();
+            let role = if leader == Some(&server) {
+                Role::Coordinator
+            } else if voters.contains(&server) {
+                Role::Standby
+            } else {
+                Role::Member
+            };
+            MemberInfo {
+                id: member.process_id(),
+                name: member.node.clone(),
+                addr: member.addr.to_string(),
+                state: member.state,
+                incarnation: member.incarnation,
+                role,
+            }
+        };
+        self.view.members.values().map(info).collect()
+    }
+
+    fn holdings(&self) -> Vec<Holding> {
+        let held = self
+            .state
+            .catalog
+            .held_by(&self.me)
+            .filter(|record| record.named);
+        let held = held.filter(|record| self.replica.holds(&record.blob));
+        let mut holdings: Vec<Holding> = held
+            .map(|record| Holding {
+                file: record.name.clone(),
+                version: record.version,
+                bytes: record.bytes,
+            })
+            .collect();
+        holdings.sort_by(|a, b| (&a.file, a.version).cmp(&(&b.file, b.version)));
+        holdings
+    }
+
+    fn locate(&self, name: &FileName, newest: u64) -> Reply {
+        let versions = self.state.catalog.versions(name, newest);
+        if versions.is_empty() {
+            if let Some(job) = name.job().and_then(|id| self.state.jobs.job(id))
+                && !self.state.catalog.has_been_put(name)
+            {
+                return Reply::LocatedJob {
+                    job: job.id,
+                    inputs: job.inputs.len() as u32,
+                };
+            }
+            return Reply::Refused(Refusal::NotFound(name.clone()));
+        }
+        let located: Vec<_> = versions.iter().map(|record| self.located(record)).collect();
+        if let Some(at) = located
+            .iter()
+            .position(|located| located.sources.is_empty())
+        {
+            let holders = versions[at]
+                .replicas
+                .iter()
+                .map(|server| server.node.clone())
+                .collect();
+            let (name, version) = (name.clone(), versions[at].version);
+            return Reply::Refused(Refusal::NoCopies {
+                name,
+                version,
+                holders,
+            });
+        }
+        Reply::Located(located)
+    }
+
+    /// The coordinator's answer to a read.
+    pub(super) fn read(&self, request: &Request) -> Reply {
+        match request {
+            Request::Locate { name, newest } => self.locate(name, *newest),
+            Request::Replicas(name) => match self.state.catalog.newest(name) {
+                Some(record) => Reply::Replicas(record.version, self.process_ids(&record.blob)),
+                None => Reply::Refused(Refusal::NotFound(name.clone())),
+            },
+            Request::ModelStatus(names) => self.model_status(names),
+            Request::Jobs => Reply::Jobs(self.job_infos()),
+            Request::JobStats => self.job_stats(),
+            Request::Rows { job, from, count } => rows(
+                *job,
+                self.state.jobs.rows(*job, *from, (*count).min(ROWS_MAX)),
+            ),
+            Request::Tail { job, count } => {
+                rows(*job, self.state.jobs.tail(*job, (*count).min(ROWS_MAX)))
+            }
+            _ => Reply::Refused(Refusal::Busy),
+        }
+    }
+
+    /// Process ids of the live holders of a blob.
+    fn process_ids(&self, blob: &BlobId) -> Vec<String> {
+        let Some(record) = self.state.catalog.record(blob) else {
+            return Vec::new();
+        };
+        let live = record
+            .replicas
+            .iter()
+            .filter_map(|server| self.view.server(server));
+        live.map(|member| member.process_id()).collect()
+    }
+
+    fn model_status(&self, names: &[String]) -> Reply {
+        let Some(leading) = &self.leading else {
+            return Reply::Refused(Refusal::Busy);
+        };
+        let mut states = Vec::new();
+        for name in names {
+            let Some(published) = self.state.jobs.model(name) else {
+                return Reply::Refused(self.state.unknown_model(name));
+            };
+            let model = &published.model;
+            let ready = leading
+                .scheduler
+                .nodes_with_model(&model.name, model.digest);
+            let failed = leading.load_failures(&model.name, model.digest);
+            let told = |node: &&NodeId| {
+                ready.contains(node) || failed.iter().any(|(failed, _)| failed == *node)
+            };
+            let waiting = self
+                .view
+                .members
+                .keys()
+                .filter(|node| !told(node))
+                .cloned()
+                .collect();
+            states.push(ModelState {
+                model: model.clone(),
+                version: published.version,
+                ready,
+                waiting,
+                failed,
+            });
+        }
+        Reply::Models(states)
+    }
+
+    fn job_infos(&self) -> Vec<JobInfo> {
+        // That a first task is handed out is known to the leader before the log shows a row.
+        let started = |job| {
+            self.leading
+                .as_ref()
+                .is_some_and(|leading| leading.scheduler.started(job))
+        };
+        self.state.jobs.infos(&started)
+    }
+
+    fn job_stats(&self) -> Reply {
+        let Some(leading) = &self.leading else {
+            return Reply::Refused(Refusal::Busy);
+        };
+        let wall = self.wall_now();
+        let assigned = |job: &Job| leading.scheduler.assigned_recently(job.id, self.now);
+        Reply::JobStats(
+            self.state
+                .jobs
+                .jobs()
+                .map(|job| job.stats(wall, assigned(job)))
+                .collect(),
+        )
+    }
+
+    /// The answer to a changing command once it is applied.
+    pub(super) fn outcome_reply(&self, request: &Request, outcome: Outcome) -> Reply {
+        match (outcome, request) {
+            (Outcome::Refused(refusal), _) => Reply::Refused(refusal),
+            (Outcome::Deleted(versions), _) => Reply::Deleted(versions),
+            (Outcome::Submitted(job), _) => Reply::Submitted(job),
+            (Outcome::Done, _) => Reply::Done,
+            (Outcome::Put(versions), Request::PutCommit { files, .. }) => {
+                let receipt =
+                    |(file, version): (&crate::wire::store::Upload, crate::types::Version)| {
+                        Receipt {
+                            file: file.name.clone(),
+                            version,
+                            bytes: file.bytes,
+                            digest: file.digest,
+                            replicas: file
+                                .replicas
+                                .iter()
+                                .map(|server| self.process_id(server))
+                                .collect(),
+                        }
+                    };
+                let versions = versions.into_iter().map(|(_, _, version)| version);
+                Reply::Receipts(files.iter().zip(versions).map(receipt).collect())
+            }
+            (Outcome::Put(_), _) => Reply::Done,
+        }
+    }
+
+    /// The process id where the server is live, else its name.
+    fn process_id(&self, server: &crate::types::Server) -> String {
+        self.view
+            .server(server)
+            .map_or_else(|| server.node.to_string(), |member| member.process_id())
+    }
+}
+
+fn rows(job: JobId, rows: Option<Vec<Row>>) -> Reply {
+    rows.map_or(Reply::Refused(Refusal::UnknownJob(job)), Reply::Rows)
+}

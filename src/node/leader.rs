@@ -1,0 +1,554 @@
+//! The coordinator's volatile side, while this node leads: what is proposed and who
+//! waits for it.
+//!
+//! Decides: that a changing command is proposed once, answered when it is durable, and
+//! that a read is answered only after the leadership was confirmed. All of it is
+//! rebuilt from the log and the nodes' reports after a take-over. Leaves to others: the
+//! rules of placement, repair, scheduling and voting (their own modules).
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use super::results::Results;
+use super::state::{Outcome, State, too_many_jobs};
+use super::{Node, live_holders, voters};
+use crate::consensus::{Entry, Payload, ReadId};
+use crate::planted::{self, Bug};
+use crate::schedule::jobs::{BATCH_MAX, Jobs, WEIGHT_MAX};
+use crate::schedule::{ScheduleOutput, Scheduler};
+use crate::store::repair::{Repair, RepairOutput};
+use crate::store::uploads::{Abandoned, Uploads};
+use crate::types::{BlobId, Digest, Index, Member, NodeId, RequestId, Server, Term, Time, View};
+use crate::wire::client::{Refusal, Reply, Request};
+use crate::wire::peer::{Change, Command, PeerMessage};
+use crate::wire::schedule::{Input, JobCommand, ScheduleMessage};
+use crate::wire::store::{CatalogCommand, ReplicaChange, StoreMessage};
+
+/// Most commands that are proposed and wait for their answers; further ones are told
+/// to come back.
+const WAITING_MAX: usize = 10_000;
+
+/// Who is to get an answer: a node, and its number for the command.
+pub type ReplyTo = (Server, u64);
+
+/// What a leader keeps besides the log.
+pub struct Leading {
+    /// The reign.
+    pub term: Term,
+    /// Its first entry is applied: it knows all that its predecessors committed.
+    pub ready: bool,
+    /// Who runs what.
+    pub scheduler: Scheduler,
+    /// Uploads between begin and commit.
+    pub uploads: Uploads,
+    /// Copies being made.
+    pub repair: Repair,
+    /// Result files being made.
+    pub results: Results,
+    /// What each node says it could not load: name, digest and reason.
+    load_failures: BTreeMap<NodeId, Vec<(String, Digest, String)>>,
+    /// Proposed commands of clients, until they are applied.
+    waiting: BTreeMap<RequestId, (Request, Vec<ReplyTo>)>,
+    /// Applied ones, until their entry is durable.
+    answers: VecDeque<(Index, ReplyTo, Reply)>,
+    durable: Index,
+    /// Reads that began in this turn.
+    new_reads: Vec<(ReplyTo, Request)>,
+    /// Reads whose leadership is being confirmed.
+    reads: BTreeMap<ReadId, Vec<(ReplyTo, Request)>>,
+}
+
+impl Leading {
+    /// A reign as it begins: nothing is known but the log and the view.
+    pub fn new(term: Term, now: Time, jobs: &Jobs, view: &View) -> Leading {
+        let mut leading = Leading {
+            term,
+            ready: false,
+            scheduler: Scheduler::new(term, now),
+            uploads: Uploads::new(term),
+            repair: Repair::new(term),
+            results: Results::default(),
+            load_failures: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            answers: VecDeque::new(),
+            durable: Index(0),
+            new_reads: Vec::new(),
+            reads: BTreeMap::new(),
+        };
+        leading.handle_view(now, jobs, view);
+        leading
+    }
+
+    /// Members have come or gone.
+    pub fn handle_view(&mut self, now: Time, jobs: &Jobs, view: &View) {
+        self.scheduler
+            .handle_members(now, jobs, &view.members.keys().cloned().collect());
+        self.uploads.handle_view(view);
+        self.load_failures
+            .retain(|node, _| view.members.contains_key(node));
+    }
+
+    /// A worker's status or result.
+    pub fn handle_worker_report(
+        &mut self,
+        now: Time,
+        jobs: &Jobs,
+        node: &NodeId,
+        report: ScheduleMessage,
+    ) {
+        if let ScheduleMessage::Status(status) | ScheduleMessage::Done { status, .. } = &report {
+            self.load_failures
+                .insert(node.clone(), status.failed_models.clone());
+        }
+        self.scheduler.handle_message(now, jobs, node, report);
+    }
+
+    /// The live nodes that could not load a network, and why.
+    pub fn load_failures(&self, name: &str, digest: Digest) -> Vec<(NodeId, String)> {
+        let of = |(node, failed): (&NodeId, &Vec<(String, Digest, String)>)| {
+            let this = failed
+                .iter()
+                .find(|failure| failure.0 == name && failure.1 == digest);
+            this.map(|(_, _, why)| (node.clone(), why.clone()))
+        };
+        self.load_failures.iter().filter_map(of).collect()
+    }
+
+    /// The earliest of its deadlines.
+    pub fn poll_timeout(&self) -> Option<Time> {
+        [
+            self.scheduler.poll_timeout(),
+            self.uploads.poll_timeout(),
+            self.repair.poll_timeout(),
+            self.results.poll_timeout(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// Panics where the volatile state contradicts the replicated one.
+    pub fn check_invariants(&self, state: &State) {
+        if let Err(broken) = self.scheduler.check_invariants(&state.jobs) {
+            panic!("{broken}");
+        }
+        self.repair.check_invariants();
+    }
+}
+
+impl Node {
+    /// The leader's part of a turn.
+    pub(super) fn lead(&mut self) {
+        if self.leading.as_ref().is_none_or(|leading| !leading.ready) {
+            return;
+        }
+        self.begin_reads();
+        self.expire_uploads();
+        self.publish_results();
+        self.schedule();
+        self.repair();
+        self.change_voters();
+    }
+
+    /// One confirmation of the leadership for all reads of the turn.
+    fn begin_reads(&mut self) {
+        let Some(leading) = &mut self.leading else {
+            return;
+        };
+        if leading.new_reads.is_empty() {
+            return;
+        }
+        let reads = std::mem::take(&mut leading.new_reads);
+        match self.consensus.read(self.now) {
+            Ok(id) => drop(leading.reads.insert(id, reads)),
+            Err(_) => reads.into_iter().for_each(|(to, _)| self.not_leader(to)),
+        }
+    }
+
+    fn expire_uploads(&mut self) {
+        let Some(leading) = &mut self.leading else {
+            return;
+        };
+        let abandoned = leading.uploads.handle_timeout(self.now);
+        self.drop_abandoned(abandoned);
+    }
+
+    /// Whoever was to hold an upload that is given up drops what it has of it.
+    fn drop_abandoned(&mut self, abandoned: Vec<Abandoned>) {
+        let term = self.consensus.term();
+        for Abandoned { to, blobs } in abandoned {
+            self.send(to, PeerMessage::Store(StoreMessage::Drop { term, blobs }));
+        }
+    }
+
+    fn schedule(&mut self) {
+        let (now, at) = (self.now, self.wall_now());
+        let Some(leading) = &mut self.leading else {
+            return;
+        };
+        let (state, view) = (&self.state, &self.view);
+        leading.scheduler.handle_timeout(now, &state.jobs);
+        let sources = |input: &Input| {
+            state
+                .catalog
+                .record(&input.blob)
+                .map(|record| live_holders(record, view))
+                .unwrap_or_default()
+        };
+        let holds = |node: &NodeId, input: &Input| {
+            let server = view.members.get(node).map(Member::server);
+            server.is_some_and(|server| state.catalog.names(&input.blob, &server))
+        };
+        let mut outputs = Vec::new();
+        while let Some(output) = leading
+            .scheduler
+            .poll_output(now, &state.jobs, &sources, &holds)
+        {
+            outputs.push(output);
+        }
+        for output in outputs {
+            match output {
+                ScheduleOutput::Send { to, message } => {
+                    if let Some(to) = self.view.members.get(&to).map(|member| member.server()) {
+                        self.send(to, PeerMessage::Schedule(message));
+                    }
+                }
+                ScheduleOutput::Propose(tasks) => {
+                    self.propose(None, Change::Job(JobCommand::Finished { tasks, at }));
+                }
+            }
+        }
+    }
+
+    fn repair(&mut self) {
+        let Some(leading) = &mut self.leading else {
+            return;
+        };
+        if planted::is(Bug::NoRepair) {
+            return;
+        }
+        let term = leading.term;
+        for output in leading
+            .repair
+            .plan(self.now, &self.state.catalog, &self.view)
+        {
+            match output {
+                RepairOutput::Pull { to, blobs } => {
+                    self.send(to, PeerMessage::Store(StoreMessage::Pull { term, blobs }));
+                }
+                RepairOutput::Change(changes) => self.propose_replicas(changes),
+            }
+        }
+    }
+
+    fn change_voters(&mut self) {
+        let voters: BTreeSet<Server> = self.consensus.voters().iter().cloned().collect();
+        let live = self
+            .view
+            .members
+            .values()
+            .map(|member| member.server())
+            .collect();
+        let caught_up = |server: &Server| self.consensus.caught_up(server);
+        let leaving = self.leaving.is_some();
+        if let Some(next) = voters::next(&voters, &live, &caught_up, &self.me, leaving) {
+            // Refused while another change is under way: asked again in a later turn.
+            let _ = self
+                .consensus
+                .propose_voters(self.now, next.into_iter().collect());
+        }
+    }
+
+    /// A member reports copies on its disk.
+    pub(super) fn handle_stored_report(&mut self, from: Server, blobs: Vec<BlobId>) {
+        let Some(leading) = &mut self.leading else {
+            return;
+        };
+        let blobs = leading.results.handle_stored(&from, blobs);
+        let changes =
+            leading
+                .repair
+                .handle_stored(self.now, &from, &blobs, &self.state.catalog, &self.view);
+        self.propose_replicas(changes);
+    }
+
+    /// A member reports copies that it lost or could not make.
+    pub(super) fn handle_missing_report(&mut self, from: Server, blobs: Vec<BlobId>) {
+        let Some(leading) = &mut self.leading else {
+            return;
+        };
+        let changes =
+            leading
+                .repair
+                .handle_missing(self.now, &from, &blobs, &self.state.catalog, &self.view);
+        self.propose_replicas(changes);
+    }
+
+    fn propose_replicas(&mut self, changes: Vec<ReplicaChange>) {
+        if !changes.is_empty() {
+            self.propose(None, Change::Catalog(CatalogCommand::Replicas(changes)));
+        }
+    }
+
+    pub(super) fn propose(&mut self, request: Option<RequestId>, change: Change) {
+        let command = Command { request, change };
+        // Whoever has just stopped leading hears so from the consensus core.
+        let _ = self.consensus.propose(self.now, command.encode());
+    }
+
+    /// A command for the leader, from this node or another.
+    pub(super) fn handle_forwarded(&mut self, from: Server, token: u64, request: Request) {
+        let to = (from, token);
+        let Some(leading) = &mut self.leading else {
+            return self.not_leader(to);
+        };
+        let waiting = leading.waiting.len() + leading.new_reads.len() + leading.reads.len();
+        if !leading.ready || waiting >= WAITING_MAX {
+            return self.not_leader(to);
+        }
+        match request {
+            Request::PutBegin(_) | Request::PutReplace { .. } | Request::PutAbort(_) => {
+                let reply = self.place(request);
+                self.answer(to, reply);
+            }
+            Request::PutCommit { request: id, .. }
+            | Request::Delete { request: id, .. }
+            | Request::Publish { request: id, .. }
+            | Request::Submit { request: id, .. } => self.change(to, id, request),
+            read => leading.new_reads.push((to, read)),
+        }
+    }
+
+    /// The part of a put before its commit: needs no log, a deposed leader's words are
+    /// refused at the commit.
+    fn place(&mut self, request: Request) -> Reply {
+        let Some(leading) = &mut self.leading else {
+            return Reply::Refused(Refusal::Busy);
+        };
+        match request {
+            Request::PutBegin(names) => match leading.uploads.begin(self.now, names, &self.view) {
+                Ok(placements) => Reply::Placements(placements),
+                Err(refusal) => Reply::Refused(refusal),
+            },
+            Request::PutReplace { blobs, failed } => {
+                match leading
+                    .uploads
+                    .replace(self.now, &blobs, &failed, &self.view)
+                {
+                    Ok(targets) => Reply::Replacements(targets),
+                    Err(refusal) => Reply::Refused(refusal),
+                }
+            }
+            Request::PutAbort(blobs) => {
+                let abandoned = leading.uploads.abort(&blobs);
+                self.drop_abandoned(abandoned);
+                Reply::Done
+            }
+            _ => Reply::Refused(Refusal::Busy),
+        }
+    }
+
+    /// A changing command: proposed unless it already was.
+    fn change(&mut self, to: ReplyTo, id: RequestId, request: Request) {
+        if let Some((index, outcome)) = self.state.answer(&id).cloned() {
+            let reply = self.outcome_reply(&request, outcome);
+            return self.answer_when_durable(index, to, reply);
+        }
+        let Some(leading) = &mut self.leading else {
+            return;
+        };
+        if let Some((_, waiters)) = leading.waiting.get_mut(&id) {
+            waiters.push(to);
+            return;
+        }
+        match self.admit(&request) {
+            Ok(change) => {
+                if let Some(leading) = &mut self.leading {
+                    leading.waiting.insert(id, (request, vec![to]));
+                }
+                self.propose(Some(id), change);
+            }
+            Err(refusal) => self.answer(to, Reply::Refused(refusal)),
+        }
+    }
+
+    /// Whether a changing command may be proposed, and as what.
+    fn admit(&mut self, request: &Request) -> Result<Change, Refusal> {
+        let Some(leading) = &mut self.leading else {
+            return Err(Refusal::Busy);
+        };
+        match request {
+            Request::PutCommit { files, .. } => {
+                leading.uploads.check_commit(files, &self.view)?;
+                let blobs: Vec<BlobId> = files.iter().map(|file| file.blob).collect();
+                leading.uploads.committing(&blobs);
+                Ok(Change::Catalog(CatalogCommand::Put(files.clone())))
+            }
+            Request::Delete { name, .. } => {
+                if self.state.catalog.newest(name).is_none() {
+                    return Err(Refusal::NotFound(name.clone()));
+                }
+                Ok(Change::Catalog(CatalogCommand::Delete(name.clone())))
+            }
+            Request::Publish { model, .. } => {
+                for (name, _) in [&model.manifest, &model.weights] {
+                    if self.state.catalog.newest(name).is_none() {
+                        return Err(Refusal::NotFound(name.clone()));
+                    }
+                }
+                Ok(Change::Job(JobCommand::Publish(model.clone())))
+            }
+            Request::Submit {
+                model,
+                dataset,
+                batch,
+                weight,
+                ..
+            } => {
+                let published = self
+                    .state
+                    .jobs
+                    .model(model)
+                    .ok_or_else(|| self.state.unknown_model(model))?;
+                for (what, value, most) in [
+                    ("batch size", *batch, BATCH_MAX),
+                    ("weight", *weight, WEIGHT_MAX),
+                ] {
+                    if !(1..=most).contains(&value) {
+                        let why =
+                            format!("{value} is no {what}: use a whole number from 1 to {most}");
+                        return Err(Refusal::BadArgument(why));
+                    }
+                }
+                if !self.state.jobs.has_room() {
+                    return Err(too_many_jobs());
+                }
+                let model = published.model.name.clone();
+                // Listed again when it is applied; here only to refuse early.
+                self.state.inputs(dataset)?;
+                let (dataset, batch, weight) = (dataset.clone(), *batch, *weight);
+                let at = self.wall_now();
+                Ok(Change::Job(JobCommand::Submit {
+                    model,
+                    dataset,
+                    batch,
+                    weight,
+                    at,
+                }))
+            }
+            _ => Err(Refusal::Busy),
+        }
+    }
+
+    /// An entry was applied; whoever waits for it is answered once it is durable.
+    pub(super) fn handle_applied(
+        &mut self,
+        entry: &Entry,
+        outcome: Option<(Option<RequestId>, Outcome)>,
+    ) {
+        let Some(leading) = &mut self.leading else {
+            return;
+        };
+        if matches!(entry.payload, Payload::Empty) && entry.term == leading.term {
+            leading.ready = true;
+        }
+        leading.scheduler.handle_applied(&self.state.jobs);
+        if let Some((_, Outcome::Put(files))) = &outcome {
+            let blobs: Vec<BlobId> = files.iter().map(|(_, blob, _)| *blob).collect();
+            leading.uploads.finished(&blobs);
+        }
+        let Some((Some(id), outcome)) = outcome else {
+            return;
+        };
+        let Some((request, waiters)) = leading.waiting.remove(&id) else {
+            return;
+        };
+        let reply = self.outcome_reply(&request, outcome);
+        for to in waiters {
+            self.answer_when_durable(entry.index, to, reply.clone());
+        }
+    }
+
+    fn answer_when_durable(&mut self, index: Index, to: ReplyTo, reply: Reply) {
+        let Some(leading) = &mut self.leading else {
+            return;
+        };
+        if index <= leading.durable {
+            self.answer(to, reply);
+        } else {
+            leading.answers.push_back((index, to, reply));
+        }
+    }
+
+    pub(super) fn handle_durable(&mut self, index: Index) {
+        let Some(leading) = &mut self.leading else {
+            return;
+        };
+        leading.durable = index;
+        let due = leading
+            .answers
+            .iter()
+            .filter(|(at, ..)| *at <= index)
+            .cloned()
+            .collect::<Vec<_>>();
+        leading.answers.retain(|(at, ..)| *at > index);
+        for (_, to, reply) in due {
+            self.answer(to, reply);
+        }
+    }
+
+    pub(super) fn handle_read_ready(&mut self, id: ReadId) {
+        let reads = self
+            .leading
+            .as_mut()
+            .and_then(|leading| leading.reads.remove(&id));
+        for (to, request) in reads.unwrap_or_default() {
+            let reply = self.read(&request);
+            self.answer(to, reply);
+        }
+    }
+
+    pub(super) fn handle_read_failed(&mut self, id: ReadId) {
+        let reads = self
+            .leading
+            .as_mut()
+            .and_then(|leading| leading.reads.remove(&id));
+        for (to, _) in reads.unwrap_or_default() {
+            self.not_leader(to);
+        }
+    }
+
+    /// The reign is over: whoever waits asks the next leader; request ids keep that safe.
+    pub(super) fn step_down(&mut self) {
+        let Some(leading) = self.leading.take() else {
+            return;
+        };
+        let waiting = leading
+            .waiting
+            .into_values()
+            .flat_map(|(_, waiters)| waiters);
+        let answers = leading.answers.into_iter().map(|(_, to, _)| to);
+        let reads = leading
+            .reads
+            .into_values()
+            .flatten()
+            .chain(leading.new_reads)
+            .map(|(to, _)| to);
+        for to in waiting.chain(answers).chain(reads) {
+            self.not_leader(to);
+        }
+    }
+
+    fn not_leader(&mut self, (server, token): ReplyTo) {
+        self.send(server, PeerMessage::NotLeader { token });
+    }
+
+    fn answer(&mut self, (server, token): ReplyTo, reply: Reply) {
+        self.send(
+            server,
+            PeerMessage::Answer {
+                token,
+                reply: Box::new(reply),
+            },
+        );
+    }
+}

@@ -1,0 +1,536 @@
+//! One node's protocol: the only place where the cores meet.
+//!
+//! A [`Node`] composes `consensus` (the log), the replicated [`State`] (catalog and
+//! jobs), this node's `Replica` and `Worker`, and, while it leads, the coordinator's
+//! volatile side ([`leader`]). Membership runs on its own thread and comes in as views.
+//!
+//! Decides: which core hears of what, and that an answer waits for the disks it depends
+//! on. Leaves to others: every rule of its own that a core has; all devices (`threads`).
+//!
+//! Contract: any number of [`Node::handle`] calls, then drain [`Node::poll_output`] to
+//! `None`, then read [`Node::poll_timeout`] and wait. All proposals of one such turn
+//! share one log write.
+
+mod answers;
+mod gateway;
+pub mod io;
+mod leader;
+mod loader;
+mod results;
+pub mod state;
+mod voters;
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::consensus::{self, Consensus};
+use crate::schedule::worker::{Worker, WorkerOutput};
+use crate::store::placement;
+use crate::store::replica::Replica;
+use crate::types::{BlobId, ClusterId, Member, Server, Term, Time, View, WallTime};
+use crate::wire::client::{Refusal, Reply};
+use crate::wire::peer::PeerMessage;
+use crate::wire::schedule::{Model, ModelFiles, ScheduleMessage};
+use crate::wire::store::{Located, StoreMessage, Target};
+use gateway::Gateway;
+use io::{Input, Output, RequestToken, Start};
+use leader::Leading;
+use loader::Loader;
+use state::State;
+
+/// How long `join` waits for an answer; the node goes on trying after it.
+const JOIN_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a leaving coordinator waits for its successor before it just leaves.
+const HAND_OVER: Duration = Duration::from_secs(5);
+/// Time between two reports of copies that should be here and are not.
+const REPORT_PERIOD: Duration = Duration::from_secs(1);
+
+/// One node. See the module.
+pub struct Node {
+    me: Server,
+    /// A moment on both clocks.
+    wall: (Time, WallTime),
+    now: Time,
+    consensus: Consensus,
+    state: State,
+    view: View,
+    joined: Option<(Member, ClusterId)>,
+    joining: Vec<(RequestToken, Time)>,
+    leaving: Option<Leaving>,
+    replica: Replica,
+    worker: Worker,
+    loader: Loader,
+    gateway: Gateway,
+    leading: Option<Leading>,
+    report_at: Time,
+    outputs: VecDeque<Output>,
+    /// Messages of this node to itself.
+    local: VecDeque<PeerMessage>,
+}
+
+/// `leave` was asked for.
+struct Leaving {
+    clients: Vec<RequestToken>,
+    deadline: Time,
+    told: bool,
+}
+
+impl Node {
+    /// A node as it starts, before it has joined.
+    pub fn new(start: Start, now: Time) -> Node {
+        let mut seeds = crate::types::Rng::new(start.seed);
+        let config = consensus::Config::default();
+        // Whatever this disk's log may still commit is of no higher term.
+        let last = start
+            .recovered
+            .entries
+            .last()
+            .map_or(Term(0), |entry| entry.term);
+        let guard = start.recovered.hard_state.term.max(last);
+        Node {
+            consensus: Consensus::new(
+                config,
+                start.me.clone(),
+                start.recovered,
+                seeds.next_u64(),
+                now,
+            ),
+            state: State::default(),
+            view: View::default(),
+            joined: None,
+            joining: Vec::new(),
+            leaving: None,
+            replica: Replica::new(start.me.clone(), start.held, guard),
+            worker: Worker::new(start.me.node.clone(), now),
+            loader: Loader::default(),
+            gateway: Gateway::new(now),
+            leading: None,
+            report_at: now,
+            outputs: VecDeque::new(),
+            local: VecDeque::new(),
+            me: start.me,
+            wall: (now, start.wall),
+            now,
+        }
+    }
+
+    /// Takes in what happened; its effects come with the next [`Node::poll_output`].
+    pub fn handle(&mut self, now: Time, input: Input) {
+        self.now = self.now.max(now);
+        let now = self.now;
+        match input {
+            Input::Joined {
+                member,
+                cluster,
+                formed,
+            } => self.handle_joined(member, cluster, formed),
+            Input::JoinRefused(reason) => {
+                for (token, _) in std::mem::take(&mut self.joining) {
+                    self.reply(token, Reply::Refused(Refusal::JoinRefused(reason.clone())));
+                }
+            }
+            Input::View(view) => self.handle_view(view),
+            Input::Left => self.handle_left(),
+            Input::Message { from, message } => self.handle_message(from, message),
+            Input::Request { token, request } => self.handle_request(token, request),
+            Input::Stored { token, blobs } => {
+                blobs
+                    .into_iter()
+                    .for_each(|blob| self.replica.handle_stored(blob));
+                self.outputs.push_back(Output::StoredNoted { token });
+            }
+            Input::Persisted(ticket) => self.consensus.handle_persisted(now, ticket),
+            Input::Fetched(results) => {
+                let report = self.replica.handle_fetched(results);
+                self.report(report.stored, report.missing);
+            }
+            Input::Written { blob, result } => {
+                if result.is_ok() {
+                    self.replica.handle_stored(blob);
+                }
+                self.handle_result_written(blob, result);
+            }
+            Input::Corrupt(blob) => {
+                if self.replica.handle_corrupt(blob) {
+                    self.report(Vec::new(), vec![blob]);
+                }
+            }
+            Input::BatchDone { id, rows } => self.worker.handle_batch_done(now, id, rows),
+            Input::ModelLoaded {
+                name,
+                digest,
+                result,
+            } => {
+                self.loader
+                    .handle_loaded(now, &name, digest, result.is_ok());
+                self.worker.handle_model_loaded(now, &name, digest, result);
+            }
+            Input::Timeout => {
+                self.consensus.handle_timeout(now);
+                self.worker.handle_timeout(now);
+            }
+        }
+    }
+
+    /// What is to be done next, `None` once all is.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        if self.outputs.is_empty() {
+            self.settle();
+        }
+        self.outputs.pop_front()
+    }
+
+    /// When to call [`Node::handle`] with a timeout, at the latest.
+    pub fn poll_timeout(&self) -> Option<Time> {
+        let mut times = vec![
+            self.consensus.poll_timeout(),
+            self.worker.poll_timeout(),
+            self.gateway.poll_timeout(),
+            self.loader.poll_timeout(),
+            self.joining.iter().map(|(_, deadline)| *deadline).min(),
+            self.leaving
+                .as_ref()
+                .filter(|leaving| !leaving.told)
+                .map(|leaving| leaving.deadline),
+        ];
+        if self.replica.lost() > 0 {
+            times.push(Some(self.report_at));
+        }
+        if let Some(leading) = &self.leading {
+            times.push(leading.poll_timeout());
+        }
+        times.into_iter().flatten().min()
+    }
+
+    /// The replicated state, for watchers and counters.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// The log, for watchers and counters.
+    pub fn consensus(&self) -> &Consensus {
+        &self.consensus
+    }
+
+    /// Panics where the state contradicts itself.
+    pub fn check_invariants(&self) {
+        self.consensus.check_invariants();
+        self.state.catalog.check_invariants();
+        if let Some(leading) = &self.leading {
+            leading.check_invariants(&self.state);
+        }
+    }
+
+    /// The wall clock, for what is shown to people.
+    fn wall_now(&self) -> WallTime {
+        WallTime(self.wall.1.0 + self.now.since(self.wall.0).as_millis() as u64)
+    }
+
+    /// Runs everything that follows from what was handled, until nothing more does.
+    fn settle(&mut self) {
+        loop {
+            self.turn();
+            let mut moved = false;
+            while let Some(message) = self.local.pop_front() {
+                moved = true;
+                self.handle_message(self.me.clone(), message);
+            }
+            while let Some(output) = self.worker.poll_output() {
+                moved = true;
+                self.obey_worker(output);
+            }
+            if moved {
+                continue;
+            }
+            // Last, so that all proposals of the turn share one write.
+            while let Some(output) = self.consensus.poll_output() {
+                moved = true;
+                self.obey_consensus(output);
+            }
+            if !moved {
+                return;
+            }
+        }
+    }
+
+    /// What time and applied entries bring.
+    fn turn(&mut self) {
+        let now = self.now;
+        self.forward();
+        let late: Vec<RequestToken> = self
+            .joining
+            .extract_if(.., |(_, deadline)| *deadline <= now)
+            .map(|(token, _)| token)
+            .collect();
+        for token in late {
+            let why = "no introducer has answered yet; check --introducer and that one runs there. This node goes on trying";
+            self.reply(token, Reply::Refused(Refusal::JoinRefused(why.into())));
+        }
+        if self.report_at <= now && self.replica.lost() > 0 {
+            self.report_at = now + REPORT_PERIOD;
+            let missing = self.replica.missing();
+            self.report(Vec::new(), missing);
+        }
+        if let Some(model) = self.loader.next(now, &self.state) {
+            self.load(model);
+        }
+        self.lead();
+        self.go_if_handed_over();
+    }
+
+    fn handle_joined(&mut self, member: Member, cluster: ClusterId, formed: bool) {
+        if formed && self.consensus.last_index().0 == 0 {
+            self.consensus.bootstrap(self.now);
+        }
+        self.worker.handle_life(self.now, member.incarnation);
+        for (token, _) in std::mem::take(&mut self.joining) {
+            self.reply(token, Reply::Identity(member.process_id()));
+        }
+        self.joined = Some((member, cluster));
+    }
+
+    fn handle_view(&mut self, view: View) {
+        let live = view.members.values().map(Member::server).collect();
+        self.consensus.handle_members(self.now, live);
+        if let Some(member) = view.members.get(&self.me.node)
+            && let Some((own, _)) = &mut self.joined
+        {
+            *own = member.clone();
+        }
+        self.view = view;
+        if let Some(leading) = &mut self.leading {
+            leading.handle_view(self.now, &self.state.jobs, &self.view);
+        }
+    }
+
+    fn handle_left(&mut self) {
+        for token in self
+            .leaving
+            .take()
+            .map(|leaving| leaving.clients)
+            .unwrap_or_default()
+        {
+            self.reply(token, Reply::Done);
+        }
+        self.joined = None;
+        self.outputs.push_back(Output::Exit);
+    }
+
+    fn handle_message(&mut self, from: Server, message: PeerMessage) {
+        let now = self.now;
+        match message {
+            PeerMessage::Consensus(message) => self.consensus.handle_message(now, from, message),
+            PeerMessage::Store(message) => self.handle_store_message(from, message),
+            PeerMessage::Schedule(message) => self.handle_schedule_message(from, message),
+            PeerMessage::Forward { token, request } => self.handle_forwarded(from, token, request),
+            PeerMessage::Answer { token, reply } => {
+                if let Some(client) = self.gateway.handle_answer(token) {
+                    self.reply(client, *reply);
+                }
+            }
+            PeerMessage::NotLeader { token } => self.gateway.handle_not_leader(now, token),
+        }
+    }
+
+    fn handle_store_message(&mut self, from: Server, message: StoreMessage) {
+        match message {
+            StoreMessage::Pull { term, blobs } if term >= self.consensus.term() => {
+                let pull = self.replica.handle_pull(term, blobs);
+                if !pull.fetch.is_empty() {
+                    self.outputs.push_back(Output::Fetch(pull.fetch));
+                }
+                if !pull.stored.is_empty() {
+                    self.send(from, PeerMessage::Store(StoreMessage::Stored(pull.stored)));
+                }
+            }
+            StoreMessage::Drop { term, blobs } if term >= self.consensus.term() => {
+                let removed = self.replica.handle_drop(term, &blobs);
+                self.remove(removed);
+            }
+            // Orders of a deposed leader (fencing, P10).
+            StoreMessage::Pull { .. } | StoreMessage::Drop { .. } => {}
+            StoreMessage::Stored(blobs) => self.handle_stored_report(from, blobs),
+            StoreMessage::Missing(blobs) => self.handle_missing_report(from, blobs),
+        }
+    }
+
+    fn handle_schedule_message(&mut self, from: Server, message: ScheduleMessage) {
+        match message {
+            ScheduleMessage::Status(_) | ScheduleMessage::Done { .. } => {
+                if let Some(leading) = &mut self.leading
+                    && self.view.server(&from).is_some()
+                {
+                    leading.handle_worker_report(self.now, &self.state.jobs, &from.node, message);
+                }
+            }
+            order => {
+                self.worker.handle_message(self.now, &from.node, order);
+            }
+        }
+    }
+
+    fn obey_worker(&mut self, output: WorkerOutput) {
+        match output {
+            WorkerOutput::Run(assignment) => self.outputs.push_back(Output::Run(assignment)),
+            WorkerOutput::ToLeader { leader, message } => {
+                let leader = self.view.members.get(&leader).map(Member::server);
+                if let Some(leader) = leader {
+                    self.send(leader, PeerMessage::Schedule(message));
+                }
+            }
+        }
+    }
+
+    fn obey_consensus(&mut self, output: consensus::Output) {
+        match output {
+            consensus::Output::Send { to, message } => {
+                self.send(to, PeerMessage::Consensus(message))
+            }
+            consensus::Output::Persist(write) => self.outputs.push_back(Output::Persist(write)),
+            consensus::Output::Apply(entry) => {
+                let outcome = self.state.apply(&entry);
+                let orphans = self.replica.handle_applied(entry.term, &self.state.catalog);
+                self.remove(orphans);
+                self.handle_applied(&entry, outcome);
+            }
+            consensus::Output::Durable(index) => self.handle_durable(index),
+            consensus::Output::ReadReady { id } => self.handle_read_ready(id),
+            consensus::Output::ReadFailed { id } => self.handle_read_failed(id),
+            consensus::Output::Leader { term, leader } => self.handle_leader(term, leader),
+        }
+    }
+
+    fn handle_leader(&mut self, term: Term, leader: Option<Server>) {
+        let now = self.now;
+        self.worker
+            .handle_leader(now, term, leader.as_ref().map(|leader| leader.node.clone()));
+        let lead = leader.as_ref() == Some(&self.me);
+        if self
+            .leading
+            .as_ref()
+            .is_some_and(|leading| !lead || leading.term != term)
+        {
+            self.step_down();
+        }
+        if lead && self.leading.is_none() {
+            self.leading = Some(Leading::new(term, now, &self.state.jobs, &self.view));
+        }
+        self.gateway.handle_leader(now, leader.is_some());
+    }
+
+    /// Sends what waits for the leader, and ends what waited too long.
+    fn forward(&mut self) {
+        if let Some(leader) = self.consensus.leader().cloned() {
+            for (token, request) in self.gateway.due(self.now) {
+                self.send(leader.clone(), PeerMessage::Forward { token, request });
+            }
+        }
+        for token in self.gateway.expired(self.now) {
+            let missing = self
+                .consensus
+                .voters()
+                .iter()
+                .filter(|voter| self.view.server(voter).is_none());
+            let missing = missing.map(|voter| voter.node.clone()).collect();
+            self.reply(token, Reply::Refused(Refusal::NoQuorum(missing)));
+        }
+    }
+
+    fn load(&mut self, model: Model) {
+        let find = |(name, version): &(crate::types::FileName, crate::types::Version)| {
+            let versions = self.state.catalog.versions(name, u64::MAX);
+            versions
+                .into_iter()
+                .find(|record| record.version == *version)
+                .map(|record| self.located(record))
+        };
+        match (find(&model.manifest), find(&model.weights)) {
+            (Some(manifest), Some(weights)) => {
+                let Model { name, digest, .. } = model;
+                self.outputs.push_back(Output::Load(ModelFiles {
+                    name,
+                    digest,
+                    manifest,
+                    weights,
+                }));
+            }
+            _ => {
+                let why = format!(
+                    "its files in SDFS were deleted: run `train {}` again",
+                    model.name
+                );
+                self.loader
+                    .handle_loaded(self.now, &model.name, model.digest, false);
+                self.worker
+                    .handle_model_loaded(self.now, &model.name, model.digest, Err(why));
+            }
+        }
+    }
+
+    /// A version and its live holders, this node first.
+    fn located(&self, record: &crate::store::catalog::VersionRecord) -> Located {
+        Located {
+            name: record.name.clone(),
+            version: record.version,
+            blob: record.blob,
+            bytes: record.bytes,
+            digest: record.digest,
+            sources: live_holders(record, &self.view),
+        }
+    }
+
+    fn go_if_handed_over(&mut self) {
+        let Some(leaving) = &mut self.leaving else {
+            return;
+        };
+        let leads_others = self.leading.is_some() && self.view.members.len() > 1;
+        if !leaving.told && (!leads_others || leaving.deadline <= self.now) {
+            leaving.told = true;
+            self.outputs.push_back(Output::Leave);
+        }
+    }
+
+    /// Tells the leader of copies that came to this disk, and of those that did not or are lost.
+    fn report(&mut self, stored: Vec<BlobId>, missing: Vec<BlobId>) {
+        if !stored.is_empty() {
+            self.tell_leader(PeerMessage::Store(StoreMessage::Stored(stored)));
+        }
+        if !missing.is_empty() {
+            self.tell_leader(PeerMessage::Store(StoreMessage::Missing(missing)));
+        }
+    }
+
+    fn remove(&mut self, blobs: Vec<BlobId>) {
+        if !blobs.is_empty() {
+            self.outputs.push_back(Output::Remove(blobs));
+        }
+    }
+
+    fn tell_leader(&mut self, message: PeerMessage) {
+        if let Some(leader) = self.consensus.leader().cloned() {
+            self.send(leader, message);
+        }
+    }
+
+    fn send(&mut self, to: Server, message: PeerMessage) {
+        if to == self.me {
+            self.local.push_back(message);
+        } else {
+            self.outputs.push_back(Output::Send { to, message });
+        }
+    }
+
+    fn reply(&mut self, token: RequestToken, reply: Reply) {
+        self.outputs.push_back(Output::Reply { token, reply });
+    }
+}
+
+/// The live holders of a version.
+fn live_holders(record: &crate::store::catalog::VersionRecord, view: &View) -> Vec<Target> {
+    record
+        .replicas
+        .iter()
+        .filter_map(|server| view.server(server))
+        .map(placement::target)
+        .collect()
+}

@@ -1,0 +1,219 @@
+//! Result files: how the rows of a finished job become version 0 of `JOB.csv`.
+//!
+//! Decides: that the leader writes the file on its own disk, has it copied to the
+//! members that the ring names, commits it like any put, and only then ends the job. A
+//! new leader starts over; the catalog takes a result file only once. Leaves to
+//! others: the rows (`schedule`), copying (`replica`, the driver).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::Node;
+use crate::store::placement;
+use crate::types::{BlobId, Digest, FileName, JobId, REPLICAS, Server, Time, Version};
+use crate::wire::peer::{Change, PeerMessage};
+use crate::wire::schedule::JobCommand;
+use crate::wire::store::{CatalogCommand, Located, StoreMessage, Target, Upload};
+
+/// After this, the order to copy is given again, to the members that are there then.
+const REPEAT: Duration = Duration::from_secs(1);
+
+#[derive(Clone, Debug)]
+enum Stage {
+    /// The leader's own disk is at it.
+    Writing,
+    /// Others copy it from the leader.
+    Copying {
+        bytes: u64,
+        digest: Digest,
+        stored: BTreeSet<Server>,
+        order_at: Time,
+    },
+    /// The log has it.
+    Proposed,
+}
+
+/// The result files that are being made, by job.
+#[derive(Clone, Debug, Default)]
+pub struct Results {
+    jobs: BTreeMap<JobId, (BlobId, Stage)>,
+    /// Jobs whose end is proposed.
+    ended: BTreeSet<JobId>,
+}
+
+impl Results {
+    /// When copies are to be ordered again.
+    pub fn poll_timeout(&self) -> Option<Time> {
+        let order = |(_, stage): &(BlobId, Stage)| match stage {
+            Stage::Copying { order_at, .. } => Some(*order_at),
+            Stage::Writing | Stage::Proposed => None,
+        };
+        self.jobs.values().filter_map(order).min()
+    }
+
+    /// Notes copies of result files; gives back the blobs that are none.
+    pub fn handle_stored(&mut self, from: &Server, mut blobs: Vec<BlobId>) -> Vec<BlobId> {
+        for (blob, stage) in self.jobs.values_mut() {
+            if let Stage::Copying { stored, .. } = stage
+                && let Some(at) = blobs.iter().position(|reported| reported == blob)
+            {
+                blobs.swap_remove(at);
+                stored.insert(from.clone());
+            }
+        }
+        blobs
+    }
+}
+
+impl Node {
+    /// Brings every job whose rows are complete one step further.
+    pub(super) fn publish_results(&mut self) {
+        let complete = self
+            .state
+            .jobs
+            .unfinished()
+            .filter(|job| job.rows_complete());
+        for job in complete.map(|job| job.id).collect::<Vec<_>>() {
+            let name = FileName::of_job(job);
+            let Some(leading) = &mut self.leading else {
+                return;
+            };
+            if self.state.catalog.has_been_put(&name) {
+                if leading.results.ended.insert(job) {
+                    let at = self.wall_now();
+                    self.propose(None, Change::Job(JobCommand::Completed { job, at }));
+                }
+                continue;
+            }
+            match leading.results.jobs.get(&job).cloned() {
+                None => self.write_result(job, name),
+                Some((
+                    blob,
+                    Stage::Copying {
+                        bytes,
+                        digest,
+                        stored,
+                        order_at,
+                    },
+                )) => {
+                    let located = Located {
+                        name,
+                        version: Version(0),
+                        blob,
+                        bytes,
+                        digest,
+                        sources: Vec::new(),
+                    };
+                    self.copy_result(job, located, stored, order_at);
+                }
+                Some((_, Stage::Writing | Stage::Proposed)) => {}
+            }
+        }
+    }
+
+    fn write_result(&mut self, job: JobId, name: FileName) {
+        let Some(bytes) = self.state.jobs.csv(job) else {
+            return;
+        };
+        let Some(leading) = &mut self.leading else {
+            return;
+        };
+        let blob = leading.uploads.next_blob();
+        leading.results.jobs.insert(job, (blob, Stage::Writing));
+        self.outputs
+            .push_back(super::io::Output::Write { blob, name, bytes });
+    }
+
+    /// The leader's own copy is written, or its disk failed.
+    pub(super) fn handle_result_written(
+        &mut self,
+        blob: BlobId,
+        result: Result<(Digest, u64), String>,
+    ) {
+        let me = self.me.clone();
+        let now = self.now;
+        let Some(leading) = &mut self.leading else {
+            return;
+        };
+        let Some((job, (_, stage))) = leading
+            .results
+            .jobs
+            .iter_mut()
+            .find(|(_, (of, _))| *of == blob)
+        else {
+            return;
+        };
+        let job = *job;
+        match result {
+            Ok((digest, bytes)) => {
+                *stage = Stage::Copying {
+                    bytes,
+                    digest,
+                    stored: BTreeSet::from([me]),
+                    order_at: now,
+                };
+            }
+            Err(why) => {
+                log::error!(
+                    "the result file of job {job} could not be written: {why}; it is tried again"
+                );
+                leading.results.jobs.remove(&job);
+            }
+        }
+    }
+
+    fn copy_result(
+        &mut self,
+        job: JobId,
+        located: Located,
+        stored: BTreeSet<Server>,
+        order_at: Time,
+    ) {
+        let now = self.now;
+        let live: Vec<Server> = stored
+            .into_iter()
+            .filter(|server| self.view.server(server).is_some())
+            .collect();
+        let upload = Upload {
+            name: located.name.clone(),
+            blob: located.blob,
+            bytes: located.bytes,
+            digest: located.digest,
+            replicas: live.clone(),
+        };
+        let Some(leading) = &mut self.leading else {
+            return;
+        };
+        let wanted = REPLICAS.min(self.view.members.len());
+        if live.len() >= wanted {
+            leading
+                .results
+                .jobs
+                .insert(job, (located.blob, Stage::Proposed));
+            return self.propose(None, Change::Catalog(CatalogCommand::Put(vec![upload])));
+        }
+        if order_at > now {
+            return;
+        }
+        if let Some((_, Stage::Copying { order_at, .. })) = leading.results.jobs.get_mut(&job) {
+            *order_at = now + REPEAT;
+        }
+        let term = leading.term;
+        let Some(own) = self.view.server(&self.me) else {
+            return;
+        };
+        let sources: Vec<Target> = vec![placement::target(own)];
+        let have: BTreeSet<Server> = live.into_iter().collect();
+        let lacking = wanted.saturating_sub(have.len());
+        for target in placement::targets(located.name.as_str(), &self.view, &have, lacking) {
+            let blobs = vec![Located {
+                sources: sources.clone(),
+                ..located.clone()
+            }];
+            self.send(
+                target.server,
+                PeerMessage::Store(StoreMessage::Pull { term, blobs }),
+            );
+        }
+    }
+}

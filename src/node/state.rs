@@ -1,0 +1,229 @@
+//! The replicated state: what the log, applied in order, makes of an empty cluster.
+//!
+//! Decides: how one command changes catalog and jobs together, and that a repeated
+//! request is not carried out twice. The same on every member. Leaves to others: what
+//! may be proposed (the leader's parts), and how entries get here (`consensus`).
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::consensus::{Entry, Payload};
+use crate::schedule::jobs::{INPUTS_MAX, Jobs, MODELS_MAX, UNFINISHED_MAX};
+use crate::store::catalog::{Applied, Catalog, VersionRecord};
+use crate::types::{BlobId, FileName, Index, JobId, RequestId, Term, Version};
+use crate::wire::client::Refusal;
+use crate::wire::peer::{Change, Command};
+use crate::wire::schedule::{Input, JobCommand};
+use crate::wire::store::CatalogCommand;
+
+/// Most answers kept for repeated requests, counted in files; the oldest go first. A
+/// client repeats a request for some tens of seconds, not for this many others.
+const ANSWERS_MAX: usize = 100_000;
+
+/// What an applied command came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Of a put: each file's bytes and version.
+    Put(Vec<(FileName, BlobId, Version)>),
+    /// Of a delete: how many versions there were.
+    Deleted(u64),
+    /// Of a submission.
+    Submitted(JobId),
+    /// Of a change that has nothing to tell.
+    Done,
+    /// Not carried out.
+    Refused(Refusal),
+}
+
+impl Outcome {
+    fn weight(&self) -> usize {
+        if let Outcome::Put(files) = self {
+            files.len().max(1)
+        } else {
+            1
+        }
+    }
+}
+
+/// Catalog, jobs and the answers to repeated requests.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    /// Files.
+    pub catalog: Catalog,
+    /// Models and jobs.
+    pub jobs: Jobs,
+    /// Position of the last applied entry.
+    pub applied: Index,
+    /// Term of the last applied entry.
+    pub term: Term,
+    answers: BTreeMap<RequestId, (Index, Outcome)>,
+    order: VecDeque<RequestId>,
+    weight: usize,
+}
+
+impl State {
+    /// Applies the next entry; the outcome where it was a command, with the client's request.
+    pub fn apply(&mut self, entry: &Entry) -> Option<(Option<RequestId>, Outcome)> {
+        self.applied = entry.index;
+        self.term = entry.term;
+        let Payload::Command(bytes) = &entry.payload else {
+            return None;
+        };
+        // Only members write to the log, all of this version; what they cannot read they
+        // all skip alike.
+        let command: Command = match crate::wire::decode(bytes) {
+            Ok(command) => command,
+            Err(error) => {
+                log::error!(
+                    "log entry {} cannot be read and is skipped: {error}",
+                    entry.index.0
+                );
+                return None;
+            }
+        };
+        if let Some((_, outcome)) = command.request.and_then(|id| self.answers.get(&id)) {
+            return Some((command.request, outcome.clone()));
+        }
+        let outcome = match command.change {
+            Change::Catalog(change) => self.apply_catalog(&change),
+            Change::Job(change) => self.apply_job(change),
+        };
+        if let Some(id) = command.request {
+            self.remember(id, entry.index, outcome.clone());
+        }
+        Some((command.request, outcome))
+    }
+
+    /// The outcome of an earlier request and the entry that carried it out.
+    pub fn answer(&self, id: &RequestId) -> Option<&(Index, Outcome)> {
+        self.answers.get(id)
+    }
+
+    fn remember(&mut self, id: RequestId, index: Index, outcome: Outcome) {
+        self.weight += outcome.weight();
+        self.order.push_back(id);
+        self.answers.insert(id, (index, outcome));
+        while self.weight > ANSWERS_MAX && self.order.len() > 1 {
+            if let Some((_, outcome)) = self
+                .order
+                .pop_front()
+                .and_then(|id| self.answers.remove(&id))
+            {
+                self.weight -= outcome.weight();
+            }
+        }
+    }
+
+    fn apply_catalog(&mut self, change: &CatalogCommand) -> Outcome {
+        let applied = self.catalog.apply(change);
+        match (change, applied) {
+            (CatalogCommand::Put(uploads), Applied::Put(versions)) => {
+                let files = uploads.iter().zip(versions);
+                Outcome::Put(
+                    files
+                        .map(|(upload, version)| (upload.name.clone(), upload.blob, version))
+                        .collect(),
+                )
+            }
+            (_, Applied::Deleted(0)) => match change {
+                CatalogCommand::Delete(name) => Outcome::Refused(Refusal::NotFound(name.clone())),
+                _ => Outcome::Done,
+            },
+            (_, Applied::Deleted(versions)) => Outcome::Deleted(versions),
+            _ => Outcome::Done,
+        }
+    }
+
+    fn apply_job(&mut self, change: JobCommand) -> Outcome {
+        match change {
+            JobCommand::Publish(model) => match self.jobs.publish(model) {
+                Some(_) => Outcome::Done,
+                None => {
+                    let why = format!("{MODELS_MAX} models are published, which is the limit");
+                    Outcome::Refused(Refusal::BadArgument(why))
+                }
+            },
+            JobCommand::Submit {
+                model,
+                dataset,
+                batch,
+                weight,
+                at,
+            } => {
+                let Some(published) = self
+                    .jobs
+                    .model(&model)
+                    .map(|published| published.model.clone())
+                else {
+                    return Outcome::Refused(self.unknown_model(&model));
+                };
+                if !self.jobs.has_room() {
+                    return Outcome::Refused(too_many_jobs());
+                }
+                let inputs = match self.inputs(&dataset) {
+                    Ok(inputs) => inputs,
+                    Err(refusal) => return Outcome::Refused(refusal),
+                };
+                self.catalog.pin(inputs.iter().map(|input| input.blob));
+                Outcome::Submitted(
+                    self.jobs
+                        .submit(&published, &dataset, batch, weight, at, inputs),
+                )
+            }
+            JobCommand::Finished { tasks, at } => {
+                for task in &tasks {
+                    self.jobs.finish(task, at);
+                }
+                Outcome::Done
+            }
+            JobCommand::Completed { job, at } => {
+                let blobs: Vec<BlobId> = self.jobs.pinned_blobs(job).collect();
+                if self.jobs.complete(job, at) {
+                    self.catalog.unpin(blobs);
+                }
+                Outcome::Done
+            }
+        }
+    }
+
+    /// The refusal for a model that is not published.
+    pub fn unknown_model(&self, model: &str) -> Refusal {
+        let known = self
+            .jobs
+            .models()
+            .map(|published| published.model.name.clone())
+            .collect();
+        Refusal::UnknownModel {
+            model: model.into(),
+            known,
+        }
+    }
+
+    /// The inputs that `dataset` means now.
+    pub fn inputs(&self, dataset: &str) -> Result<Vec<Input>, Refusal> {
+        let found = self.catalog.matching(dataset);
+        if found.is_empty() {
+            return Err(Refusal::EmptyDataset(dataset.into()));
+        }
+        if found.len() > INPUTS_MAX {
+            return Err(Refusal::DatasetTooLarge(
+                dataset.into(),
+                found.len() as u64,
+                INPUTS_MAX as u64,
+            ));
+        }
+        let input = |record: &VersionRecord| Input {
+            name: record.name.clone(),
+            blob: record.blob,
+            bytes: record.bytes,
+            digest: record.digest,
+        };
+        Ok(found.into_iter().map(input).collect())
+    }
+}
+
+/// The refusal where no further job may be started.
+pub fn too_many_jobs() -> Refusal {
+    Refusal::BadArgument(format!(
+        "{UNFINISHED_MAX} jobs have not ended yet, which is the limit: wait for one"
+    ))
+}

@@ -1,0 +1,69 @@
+//! Deliberate faults, to prove that the simulator's watchers catch what they are for.
+//!
+//! Without the cargo feature `planted` every question is answered `false` at compile
+//! time. With it, the simulation sets one fault for the thread that runs it.
+
+/// A fault that can be planted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bug {
+    /// A voter acknowledges log entries before they are on disk (against P3, P10).
+    AckBeforeFsync,
+    /// One monitor's suspicion removes a member (against P2).
+    RemovalWithoutAgreement,
+    /// Inputs that were handed out stay on the list of those to hand out.
+    TaskTwice,
+    /// A row is counted again when its task is reported again (against P7).
+    RowTwice,
+    /// A candidate counts one vote twice (against P10).
+    VoteTwice,
+    /// A leader answers reads without asking whether it still leads (against P4).
+    ReadWithoutConfirmation,
+    /// A worker takes a task while it runs one (against P8).
+    TwoTasksAtOnce,
+    /// The leader does not replace copies that died (against P5).
+    NoRepair,
+}
+
+impl Bug {
+    /// All of them, with the names that `PLANT=` takes.
+    pub const ALL: &[(&str, Bug)] = &[
+        ("ack-before-fsync", Bug::AckBeforeFsync),
+        ("removal-without-agreement", Bug::RemovalWithoutAgreement),
+        ("task-twice", Bug::TaskTwice),
+        ("row-twice", Bug::RowTwice),
+        ("vote-twice", Bug::VoteTwice),
+        ("read-without-confirmation", Bug::ReadWithoutConfirmation),
+        ("two-tasks-at-once", Bug::TwoTasksAtOnce),
+        ("no-repair", Bug::NoRepair),
+    ];
+}
+
+#[cfg(feature = "planted")]
+mod active {
+    use super::Bug;
+    use std::cell::Cell;
+
+    thread_local! {
+        static PLANTED: Cell<Option<Bug>> = const { Cell::new(None) };
+    }
+
+    /// Plants `bug` for the simulations of this thread.
+    pub fn plant(bug: Option<Bug>) {
+        PLANTED.set(bug);
+    }
+
+    /// Whether `bug` is planted.
+    pub fn is(bug: Bug) -> bool {
+        PLANTED.get() == Some(bug)
+    }
+}
+
+#[cfg(feature = "planted")]
+pub use active::{is, plant};
+
+/// Whether `bug` is planted: never.
+#[cfg(not(feature = "planted"))]
+#[inline(always)]
+pub fn is(_bug: Bug) -> bool {
+    false
+}

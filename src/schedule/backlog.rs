@@ -1,0 +1,248 @@
+//! The inputs of one job that have no row yet: which may be handed out, and to whom.
+//!
+//! Decides: where an input without a row stands. It is in exactly one of four places:
+//! *waiting* (fresh, returned, or failed once), *active* (in a task that is on time), or
+//! *proposed* (its row is on the way into the log). Leaves to others: which job is
+//! served, and every rule about nodes and time.
+//!
+//! Order: inputs that came back go first, then fresh ones, those that the node holds
+//! preferred within a window. An input is overtaken by at most [`SPAN`] later ones, so
+//! none starves. Memory: a fresh input costs nothing until it is in the window.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::jobs::Job;
+use crate::planted::{self, Bug};
+use crate::types::NodeId;
+use crate::wire::schedule::AssignmentId;
+
+/// Fresh inputs that are looked at for one task, and failed ones.
+const WINDOW: usize = 256;
+/// A fresh input is handed out only while the oldest waiting one is at most so far behind.
+const SPAN: u32 = 1_024;
+/// Errors of one input after which its row is an error whatever nodes there are.
+const ERRORS_MAX: usize = 3;
+
+/// What to do about an error that a node reported for an input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Let another node try.
+    Retry,
+    /// It is the input: give it an error row.
+    Row,
+    /// This report was counted before.
+    Known,
+}
+
+/// The inputs of one job without a row.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Backlog {
+    total: u32,
+    /// From here on nothing has been looked at.
+    next: u32,
+    window: BTreeSet<u32>,
+    returned: BTreeSet<u32>,
+    failed: BTreeSet<u32>,
+    /// Tasks on time that contain the input.
+    active: BTreeMap<u32, u32>,
+    proposed: BTreeSet<u32>,
+    /// Who failed an input, in which assignment; at most [`ERRORS_MAX`] each.
+    errors: BTreeMap<u32, Vec<(NodeId, AssignmentId)>>,
+}
+
+impl Backlog {
+    pub(super) fn new(job: &Job) -> Backlog {
+        Backlog {
+            total: job.inputs.len() as u32,
+            ..Backlog::default()
+        }
+    }
+
+    /// Rows that are on their way into the log.
+    pub(super) fn proposed(&self) -> u64 {
+        self.proposed.len() as u64
+    }
+
+    /// Forgets the inputs that have a row by now.
+    pub(super) fn forget_rows(&mut self, job: &Job) {
+        let open = |input: &u32| !job.has_row(*input);
+        self.window.retain(open);
+        self.returned.retain(open);
+        self.failed.retain(open);
+        self.proposed.retain(open);
+        self.errors.retain(|input, _| open(input));
+    }
+
+    /// Draws fresh inputs into the window; whether any node may be given something now.
+    pub(super) fn has_work_for_all(&mut self, job: &Job) -> bool {
+        while self.window.len() < WINDOW && self.next < self.total {
+            let input = self.next;
+            self.next += 1;
+            let queued = self.returned.contains(&input) || self.failed.contains(&input);
+            if self.wants(job, input) && !self.is_active(input) && !queued {
+                self.window.insert(input);
+            }
+        }
+        self.is_open_to_all()
+    }
+
+    /// Whether something waits that any node may do.
+    pub(super) fn is_open_to_all(&self) -> bool {
+        !self.window.is_empty() || !self.returned.is_empty()
+    }
+
+    /// Whether a failed input waits that `node` may try; `others` are all that could.
+    pub(super) fn is_open_to(&self, node: &NodeId, others: &[&NodeId]) -> bool {
+        self.failed_for(node, others).next().is_some()
+    }
+
+    /// Failed inputs that `node` may try: it has not failed them, or nobody else is left.
+    fn failed_for<'a>(
+        &'a self,
+        node: &'a NodeId,
+        others: &'a [&'a NodeId],
+    ) -> impl Iterator<Item = u32> + 'a {
+        let may_try = move |input: &u32| {
+            !self.has_failed(*input, node) || !others.iter().any(|n| !self.has_failed(*input, n))
+        };
+        self.failed.iter().take(WINDOW).copied().filter(may_try)
+    }
+
+    fn has_failed(&self, input: u32, node: &NodeId) -> bool {
+        let errors = self.errors.get(&input);
+        errors.is_some_and(|errors| errors.iter().any(|(who, _)| who == node))
+    }
+
+    fn is_active(&self, input: u32) -> bool {
+        self.active.contains_key(&input)
+    }
+
+    /// Takes at most `count` inputs for `node` and makes them active; ascending.
+    pub(super) fn take(
+        &mut self,
+        node: &NodeId,
+        others: &[&NodeId],
+        count: usize,
+        holds: &dyn Fn(u32) -> bool,
+    ) -> Vec<u32> {
+        let mut taken: Vec<u32> = self.failed_for(node, others).take(count).collect();
+        taken.extend(self.returned.iter().take(count - taken.len()));
+        taken.extend(self.choose_fresh(count - taken.len(), holds));
+        taken.sort_unstable();
+        for input in &taken {
+            self.activate(*input);
+        }
+        if planted::is(Bug::TaskTwice) {
+            self.returned.extend(&taken);
+        }
+        taken
+    }
+
+    /// Fresh inputs, those that the node holds first.
+    fn choose_fresh(&self, count: usize, holds: &dyn Fn(u32) -> bool) -> Vec<u32> {
+        let Some(oldest) = self.window.first() else {
+            return Vec::new();
+        };
+        let near = || self.window.range(..oldest.saturating_add(SPAN)).copied();
+        let mut chosen: Vec<u32> = near().filter(|input| holds(*input)).take(count).collect();
+        let held: BTreeSet<u32> = chosen.iter().copied().collect();
+        let others = near().filter(|input| !held.contains(input));
+        chosen.extend(others.take(count - held.len()));
+        chosen
+    }
+
+    /// A task on time contains `input`.
+    pub(super) fn activate(&mut self, input: u32) {
+        self.unqueue(input);
+        *self.active.entry(input).or_default() += 1;
+    }
+
+    /// A task with `input` has ended or is late. [`Backlog::release`] decides what follows.
+    pub(super) fn deactivate(&mut self, input: u32) {
+        if let Some(copies) = self.active.get_mut(&input) {
+            *copies -= 1;
+            if *copies == 0 {
+                self.active.remove(&input);
+            }
+        }
+    }
+
+    fn unqueue(&mut self, input: u32) {
+        self.window.remove(&input);
+        self.returned.remove(&input);
+        self.failed.remove(&input);
+    }
+
+    /// `input` is to be handed out again, unless it has its row, or a task on time has it.
+    pub(super) fn release(&mut self, job: &Job, input: u32) {
+        if input >= self.total
+            || job.has_row(input)
+            || self.proposed.contains(&input)
+            || self.is_active(input)
+        {
+            return;
+        }
+        self.unqueue(input);
+        if self.errors.contains_key(&input) {
+            self.failed.insert(input);
+        } else {
+            self.returned.insert(input);
+        }
+    }
+
+    /// Whether a row of `input` is still wanted.
+    pub(super) fn wants(&self, job: &Job, input: u32) -> bool {
+        input < self.total && !job.has_row(input) && !self.proposed.contains(&input)
+    }
+
+    /// The row of `input` goes to the log.
+    pub(super) fn propose(&mut self, input: u32) {
+        self.unqueue(input);
+        self.errors.remove(&input);
+        self.proposed.insert(input);
+    }
+
+    /// `node` could not do `input`; `others` are the nodes that could try.
+    pub(super) fn judge(
+        &mut self,
+        input: u32,
+        node: &NodeId,
+        id: AssignmentId,
+        others: &[&NodeId],
+    ) -> Verdict {
+        let errors = self.errors.entry(input).or_default();
+        if errors.iter().any(|(_, known)| *known == id) {
+            return Verdict::Known;
+        }
+        errors.push((node.clone(), id));
+        let by_two = errors.iter().any(|(who, _)| who != node);
+        let repeated = errors.len() > 1;
+        let exhausted = errors.len() >= ERRORS_MAX;
+        let nobody_else = !others.iter().any(|other| !self.has_failed(input, other));
+        if by_two || exhausted || (repeated && nobody_else) {
+            return Verdict::Row;
+        }
+        Verdict::Retry
+    }
+
+    /// Checks that every input without a row is waiting, active or proposed, and in one
+    /// waiting place at most; `active` is how often each one is in a task on time.
+    pub(super) fn check(&self, job: &Job, active: &BTreeMap<u32, u32>) -> Result<(), String> {
+        if self.active != *active {
+            return Err(format!(
+                "job {}: active {:?}, tasks {active:?}",
+                job.id, self.active
+            ));
+        }
+        for input in 0..self.total {
+            let queues = [&self.window, &self.returned, &self.failed];
+            let mut places = queues.iter().filter(|set| set.contains(&input)).count();
+            places += usize::from(self.is_active(input));
+            places += usize::from(places == 0 && input >= self.next);
+            if places > 1 || (places == 0 && self.wants(job, input)) {
+                return Err(format!("job {}: input {input} in {places} places", job.id));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,391 @@
+//! Jobs and published networks: the deterministic state machine on the replicated log.
+//!
+//! Decides: which network a name means, which rows a job has, and in which order they
+//! were committed; each input gets exactly one row (promise P7), because a row counts
+//! only for an input without one. Leaves to others: what runs where (the leader's
+//! [`Scheduler`](super::Scheduler), volatile), which inputs a data set has, and the
+//! storing of `JOB.csv`.
+//!
+//! All methods that change it are called from log entries, in log order, on every member.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use serde::{Deserialize, Serialize};
+
+use super::timing::{RecentRows, Timing};
+use crate::planted::{self, Bug};
+use crate::types::{BlobId, Digest, JobId, NodeId, WallTime};
+use crate::wire::client::{JobInfo, JobStats, JobStatus, Row};
+use crate::wire::schedule::{FinishedTask, Input, Model, Outcome};
+
+/// Most inputs of one job; a data set with more is refused.
+pub const INPUTS_MAX: usize = 1_000_000;
+/// Largest batch: a larger one is refused by the node, and cut here.
+pub const BATCH_MAX: u32 = 1_024;
+/// Largest weight: a larger one is refused by the node, and cut here.
+pub const WEIGHT_MAX: u32 = 1_000;
+/// Most jobs that have not ended; with so many the node refuses to start another.
+pub const UNFINISHED_MAX: usize = 1_000;
+/// Ended jobs that are remembered; the oldest is forgotten, its result file stays in SDFS.
+pub const HISTORY_MAX: usize = 1_000;
+/// Most names of published networks; a publication under one more is refused.
+pub const MODELS_MAX: usize = 1_000;
+
+/// The newest publication under a name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Published {
+    /// The network.
+    pub model: Model,
+    /// Publications under this name so far, minus one.
+    pub version: u64,
+}
+
+/// One job.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Job {
+    /// Its number.
+    pub id: JobId,
+    /// The network, as it was published when the job was submitted.
+    pub model: Model,
+    /// Data set pattern, as the user typed it.
+    pub dataset: String,
+    /// Most inputs in one task, at least 1.
+    pub batch: u32,
+    /// Share relative to other jobs, at least 1.
+    pub weight: u32,
+    /// When it was submitted, by that leader's wall clock.
+    pub submitted: WallTime,
+    /// When its result file was committed.
+    pub completed: Option<WallTime>,
+    /// What to classify, in natural order of the names.
+    pub inputs: Vec<Input>,
+    /// One place for each input; filled once.
+    pub rows: Vec<Option<Outcome>>,
+    /// Numbers of the inputs that have a row, in the order in which they got it.
+    order: Vec<u32>,
+    errors: u64,
+    last_row: WallTime,
+    timing: Timing,
+    recent: RecentRows,
+}
+
+impl Job {
+    /// Digest of the network's weights.
+    pub fn digest(&self) -> Digest {
+        self.model.digest
+    }
+
+    /// Inputs that have a row, error rows included.
+    pub fn counted(&self) -> u64 {
+        self.order.len() as u64
+    }
+
+    /// Rows that are errors.
+    pub fn errors(&self) -> u64 {
+        self.errors
+    }
+
+    /// Whether input number `input` is one of the job's and has its row.
+    pub fn has_row(&self, input: u32) -> bool {
+        self.rows.get(input as usize).is_some_and(Option::is_some)
+    }
+
+    /// Whether every input has its row.
+    pub fn rows_complete(&self) -> bool {
+        self.order.len() == self.inputs.len()
+    }
+
+    /// The status; `started` says whether the leader has handed out one of its tasks,
+    /// which the log does not know before the first row.
+    pub fn status(&self, started: bool) -> JobStatus {
+        if self.completed.is_some() {
+            JobStatus::Completed
+        } else if started || !self.order.is_empty() {
+            JobStatus::InProgress
+        } else {
+            JobStatus::Queued
+        }
+    }
+
+    /// Takes the rows that are new, and returns how many they were.
+    fn finish(&mut self, task: &FinishedTask, at: WallTime) -> u64 {
+        let before = self.order.len();
+        for (input, outcome) in &task.rows {
+            if let Some(place) = self.rows.get_mut(*input as usize)
+                && (place.is_none() || planted::is(Bug::RowTwice))
+            {
+                self.errors += u64::from(matches!(outcome, Outcome::Error(_)));
+                *place = Some(outcome.clone());
+                self.order.push(*input);
+            }
+        }
+        let new = (self.order.len() - before) as u64;
+        if new > 0 {
+            // The stamps of two leaders may go backwards; the job's own time does not.
+            self.last_row = self.last_row.max(at);
+            self.timing.add(task.elapsed, new);
+            self.recent.add(self.last_row, new);
+        }
+        new
+    }
+
+    fn row(&self, input: u32) -> Option<Row> {
+        let outcome = self.rows.get(input as usize)?.clone()?;
+        let file = self.inputs[input as usize].name.clone();
+        Some(Row { file, outcome })
+    }
+
+    /// Statistics as of `now`, the leader's wall clock. `assigned` are the nodes that were
+    /// given one of its tasks in the last 10 s; they are left out once it has all rows.
+    pub fn stats(&self, now: WallTime, assigned: Vec<NodeId>) -> JobStats {
+        let ended = self.rows_complete();
+        let until = if ended { self.last_row } else { now };
+        let lasted = until.0.saturating_sub(self.submitted.0).max(1);
+        JobStats {
+            job: self.id,
+            count: self.counted(),
+            total: self.inputs.len() as u64,
+            errors: self.errors,
+            mean: self.timing.mean(),
+            std: self.timing.std(),
+            p25: self.timing.percentile(25),
+            p75: self.timing.percentile(75),
+            p99: self.timing.percentile(99),
+            rate_10s: self.recent.rate(now),
+            rate_total: self.counted() as f64 * 1_000.0 / lasted as f64,
+            assigned_nodes: if ended { Vec::new() } else { assigned },
+        }
+    }
+
+    /// The result file: a header, then the rows so far in the order of the inputs.
+    pub fn csv(&self) -> Vec<u8> {
+        let mut text = String::from("file,label,confidence,error\n");
+        for (input, row) in self.inputs.iter().zip(&self.rows) {
+            let Some(outcome) = row else { continue };
+            push_cell(&mut text, input.name.as_str());
+            match outcome {
+                Outcome::Label { label, confidence } => {
+                    text.push(',');
+                    push_cell(&mut text, label);
+                    text.push_str(&format!(",{confidence:.6},\n"));
+                }
+                Outcome::Error(reason) => {
+                    text.push_str(",,,");
+                    push_cell(&mut text, reason);
+                    text.push('\n');
+                }
+            }
+        }
+        text.into_bytes()
+    }
+}
+
+/// Appends one cell, quoted where it must be (RFC 4180, section 2).
+fn push_cell(text: &mut String, cell: &str) {
+    if !cell.contains([',', '"', '\n', '\r']) {
+        text.push_str(cell);
+        return;
+    }
+    text.push('"');
+    text.push_str(&cell.replace('"', "\"\""));
+    text.push('"');
+}
+
+/// All networks and jobs of a cluster.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Jobs {
+    models: BTreeMap<String, Published>,
+    jobs: BTreeMap<JobId, Job>,
+    unfinished: BTreeSet<JobId>,
+    /// Ended jobs, in the order in which they ended.
+    history: VecDeque<JobId>,
+    next: u64,
+    revision: u64,
+}
+
+impl Jobs {
+    /// No networks and no jobs.
+    pub fn new() -> Jobs {
+        Jobs::default()
+    }
+
+    /// Grows with every change; tells the scheduler whether there is anything new.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// Makes `model` the one that its name means, and returns its version; nothing is
+    /// changed and `None` is returned where [`MODELS_MAX`] other names are published.
+    pub fn publish(&mut self, model: Model) -> Option<u64> {
+        let known = self.models.get(&model.name);
+        if known.is_none() && self.models.len() >= MODELS_MAX {
+            return None;
+        }
+        let version = known.map_or(0, |published| published.version + 1);
+        self.revision += 1;
+        self.models
+            .insert(model.name.clone(), Published { model, version });
+        Some(version)
+    }
+
+    /// The network that a user means by `name`; `resnet` is an alias of `resnet50`
+    /// unless something is published under that very name.
+    pub fn model(&self, name: &str) -> Option<&Published> {
+        let alias = (name == "resnet").then_some("resnet50");
+        let named = self.models.get(name);
+        named.or_else(|| self.models.get(alias?))
+    }
+
+    /// All published networks by name.
+    pub fn models(&self) -> impl Iterator<Item = &Published> {
+        self.models.values()
+    }
+
+    /// The networks that nodes should have loaded: those published, and older
+    /// publications that unfinished jobs were submitted with. By name, then digest.
+    pub fn wanted_models(&self) -> Vec<Model> {
+        let published = self.models.values().map(|published| &published.model);
+        let used = self.unfinished().map(|job| &job.model);
+        let wanted: BTreeMap<(&str, Digest), &Model> = published
+            .chain(used)
+            .map(|model| ((model.name.as_str(), model.digest), model))
+            .collect();
+        wanted.into_values().cloned().collect()
+    }
+
+    /// Starts a job over `inputs`, which are in natural order, and returns its number.
+    pub fn submit(
+        &mut self,
+        model: &Model,
+        dataset: &str,
+        batch: u32,
+        weight: u32,
+        at: WallTime,
+        inputs: Vec<Input>,
+    ) -> JobId {
+        let id = JobId(self.next);
+        self.next += 1;
+        self.revision += 1;
+        let job = Job {
+            id,
+            model: model.clone(),
+            dataset: dataset.into(),
+            batch: batch.clamp(1, BATCH_MAX),
+            weight: weight.clamp(1, WEIGHT_MAX),
+            submitted: at,
+            completed: None,
+            rows: vec![None; inputs.len()],
+            inputs,
+            order: Vec::new(),
+            errors: 0,
+            last_row: at,
+            timing: Timing::default(),
+            recent: RecentRows::default(),
+        };
+        self.jobs.insert(id, job);
+        self.unfinished.insert(id);
+        id
+    }
+
+    /// Takes a task's rows. Returns how many inputs have their row by it: those of an
+    /// unknown job, of unknown inputs, and of inputs with a row do not count.
+    pub fn finish(&mut self, task: &FinishedTask, at: WallTime) -> u64 {
+        let new = match self.jobs.get_mut(&task.job) {
+            Some(job) => job.finish(task, at),
+            None => 0,
+        };
+        self.revision += u64::from(new > 0);
+        new
+    }
+
+    /// The result file of `job` is committed: the job has ended. Returns whether that is
+    /// new. Beyond [`HISTORY_MAX`] ended jobs the one that ended first is forgotten.
+    pub fn complete(&mut self, job: JobId, at: WallTime) -> bool {
+        let Some(found) = self.jobs.get_mut(&job) else {
+            return false;
+        };
+        if found.completed.is_some() || !found.rows_complete() {
+            return false;
+        }
+        found.completed = Some(at);
+        self.unfinished.remove(&job);
+        self.history.push_back(job);
+        if self.history.len() > HISTORY_MAX
+            && let Some(oldest) = self.history.pop_front()
+        {
+            self.jobs.remove(&oldest);
+        }
+        self.revision += 1;
+        true
+    }
+
+    /// The job with this number.
+    pub fn job(&self, job: JobId) -> Option<&Job> {
+        self.jobs.get(&job)
+    }
+
+    /// All remembered jobs by number.
+    pub fn jobs(&self) -> impl Iterator<Item = &Job> {
+        self.jobs.values()
+    }
+
+    /// The jobs that have not ended, by number.
+    pub fn unfinished(&self) -> impl Iterator<Item = &Job> {
+        self.unfinished.iter().filter_map(|id| self.jobs.get(id))
+    }
+
+    /// Whether another job may be started ([`UNFINISHED_MAX`]).
+    pub fn has_room(&self) -> bool {
+        self.unfinished.len() < UNFINISHED_MAX
+    }
+
+    /// Whether `job` exists and all its inputs have their row.
+    pub fn rows_complete(&self, job: JobId) -> bool {
+        self.jobs.get(&job).is_some_and(Job::rows_complete)
+    }
+
+    /// The table of `job_info`; `started` as in [`Job::status`].
+    pub fn infos(&self, started: &dyn Fn(JobId) -> bool) -> Vec<JobInfo> {
+        let info = |job: &Job| JobInfo {
+            job: job.id,
+            model: job.model.name.clone(),
+            status: job.status(started(job.id)),
+            batch: job.batch,
+            dataset: job.dataset.clone(),
+        };
+        self.jobs.values().map(info).collect()
+    }
+
+    /// A row of `job_stats`; see [`Job::stats`].
+    pub fn stats(&self, job: JobId, now: WallTime, assigned: Vec<NodeId>) -> Option<JobStats> {
+        Some(self.jobs.get(&job)?.stats(now, assigned))
+    }
+
+    /// The result file so far; see [`Job::csv`].
+    pub fn csv(&self, job: JobId) -> Option<Vec<u8>> {
+        Some(self.jobs.get(&job)?.csv())
+    }
+
+    /// The rows of the inputs `from .. from + count` that have one, in that order.
+    pub fn rows(&self, job: JobId, from: u32, count: u32) -> Option<Vec<Row>> {
+        let job = self.jobs.get(&job)?;
+        let until = from.saturating_add(count).min(job.inputs.len() as u32);
+        Some((from..until).filter_map(|input| job.row(input)).collect())
+    }
+
+    /// The newest `count` rows, in the order in which they were committed.
+    pub fn tail(&self, job: JobId, count: u32) -> Option<Vec<Row>> {
+        let job = self.jobs.get(&job)?;
+        let skipped = job.order.len().saturating_sub(count as usize);
+        let newest = job.order[skipped..].iter();
+        Some(newest.filter_map(|input| job.row(*input)).collect())
+    }
+
+    /// The bytes that `job` reads and that must outlive a deletion of their names:
+    /// its inputs, until it has ended.
+    pub fn pinned_blobs(&self, job: JobId) -> impl Iterator<Item = BlobId> {
+        let pinning = self.jobs.get(&job).filter(|job| job.completed.is_none());
+        let inputs = pinning.into_iter().flat_map(|job| &job.inputs);
+        inputs.map(|input| input.blob)
+    }
+}

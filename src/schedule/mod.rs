@@ -1,0 +1,682 @@
+//! CORE 4: what runs where.
+//!
+//! Decides: which node runs which inputs of which job (the leader's [`Scheduler`]), when a
+//! node takes a task ([`Worker`](worker::Worker)), and what the jobs are
+//! ([`Jobs`](jobs::Jobs), on the log). Leaves to others: which files a data set has, where
+//! bytes are, who leads, and running a network.
+//!
+//! Takes: the live members, the workers' statuses and results, the applied jobs. Emits:
+//! messages to workers, and finished tasks for the log. Everything here is volatile: the
+//! next leader builds its own from the nodes' reports and the log.
+//!
+//! Invariants, asserted by [`Scheduler::check_invariants`] and by the tests:
+//! - One task per node (P8): a node has a place for one task; an assignment consumes the
+//!   token that the node gave with its last result, and the worker accepts it only while
+//!   idle. A copy that was given up counts for its node until it has ended.
+//! - Each input without a row is waiting, in a task on time, or proposed (P7 follows, as
+//!   a row counts once when it is applied).
+//! - The passes of compared jobs differ by at most the bound in [`fair`] (P9). Compared
+//!   are jobs that have inputs left which any node may take, and whose network is loaded
+//!   on every node that works for any such job.
+//!
+//! Not here yet: hints of likely next inputs and speculative copies at a job's tail. Their
+//! place is [`Scheduler::poll_output`], where a free node finds no work.
+
+mod backlog;
+mod choice;
+pub mod fair;
+pub mod jobs;
+#[cfg(test)]
+mod tests;
+mod timing;
+pub mod worker;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use backlog::{Backlog, Verdict};
+use fair::Share;
+use jobs::{BATCH_MAX, Job, Jobs};
+
+use crate::types::{Digest, JobId, NodeId, Term, Time};
+use crate::wire::schedule::{
+    Assignment, AssignmentId, FinishedTask, Input, Outcome, ScheduleMessage, WorkerStatus,
+};
+use crate::wire::store::Target;
+
+/// Queries and assignments are repeated, and statuses and results sent, after this time.
+pub const REPEAT: Duration = Duration::from_millis(500);
+/// A new leader waits so long for the reports of all live nodes before its first
+/// assignment, lest it hands out what a node that it has not heard yet is running.
+const REPORT_GRACE: Duration = Duration::from_millis(200);
+/// Shortest time after which a task is given to another node as well.
+const DEADLINE_MIN: Duration = Duration::from_secs(10);
+/// The same before any task of the job has been measured.
+const DEADLINE_UNMEASURED: Duration = Duration::from_secs(120);
+/// A task is late after so many times what the job's slowest query would have needed.
+const DEADLINE_FACTOR: u64 = 8;
+/// `assigned_nodes` looks back so far.
+const ASSIGNED_WINDOW: Duration = Duration::from_secs(10);
+/// Longest label or error text that is taken from a worker, in bytes; cut beyond.
+pub const TEXT_MAX: usize = 1_024;
+/// Tasks taken from dead nodes whose dispatch is remembered; the oldest is forgotten, and
+/// a late result of it counts as dispatched when this leader began.
+const LOST_MAX: usize = 1_024;
+/// Rows in one proposal; more are proposed by another one in the same turn.
+const PROPOSAL_ROWS_MAX: usize = 8_192;
+
+/// What is to be done outside.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ScheduleOutput {
+    /// Send to the worker of that node (perhaps this one).
+    Send {
+        /// Whose worker.
+        to: NodeId,
+        /// `Query`, `Assign` or `DoneAck`.
+        message: ScheduleMessage,
+    },
+    /// Append to the log as `JobCommand::Finished`.
+    Propose(Vec<FinishedTask>),
+}
+
+/// The one task of a node.
+#[derive(Clone, Debug)]
+struct Task {
+    id: AssignmentId,
+    token: u64,
+    job: JobId,
+    inputs: Vec<u32>,
+    dispatched: Time,
+    /// A status has shown it, or a former leader gave it.
+    confirmed: bool,
+    /// Its inputs have been released to other nodes.
+    late: bool,
+    /// To be sent again, until it is confirmed.
+    assignment: Option<Assignment>,
+    repeat_at: Time,
+    /// When it becomes late.
+    deadline: Time,
+}
+
+/// A live node.
+#[derive(Clone, Debug)]
+struct Node {
+    /// Whether it has reported in this term.
+    reported: bool,
+    query_at: Time,
+    token: u64,
+    models: BTreeSet<(String, Digest)>,
+    task: Option<Task>,
+}
+
+/// The volatile side of an unfinished job.
+#[derive(Clone, Debug)]
+struct Active {
+    model: (String, Digest),
+    batch: u32,
+    share: Share,
+    backlog: Backlog,
+    counted: u64,
+    in_flight: u64,
+    /// Longest time per query of a finished task, in nanoseconds.
+    slowest: u64,
+    started: bool,
+    assigned: BTreeMap<NodeId, Time>,
+    /// Has work for all, and a node for it.
+    open: bool,
+    /// Open, and no working node lacks its network.
+    compared: bool,
+}
+
+impl Active {
+    /// Brings the share in line with what is completed and in flight.
+    fn settle(&mut self) {
+        let served = self.counted + self.backlog.proposed() + self.in_flight;
+        self.share.settle(served);
+    }
+
+    /// Whether there is something that `node` may do; `usable` are all who could.
+    fn has_work_for<'a>(&self, node: &NodeId, usable: impl Fn() -> Vec<&'a NodeId>) -> bool {
+        self.backlog.is_open_to_all() || self.backlog.is_open_to(node, &usable())
+    }
+
+    fn deadline(&self, queries: u64) -> Duration {
+        if self.slowest == 0 {
+            return DEADLINE_UNMEASURED;
+        }
+        let slow = self.slowest.saturating_mul(queries);
+        Duration::from_nanos(slow.saturating_mul(DEADLINE_FACTOR)).max(DEADLINE_MIN)
+    }
+}
+
+/// The leader's side of scheduling, for one term.
+#[derive(Clone, Debug)]
+pub struct Scheduler {
+    term: Term,
+    began: Time,
+    counter: u64,
+    revision: Option<u64>,
+    nodes: BTreeMap<NodeId, Node>,
+    jobs: BTreeMap<JobId, Active>,
+    lost: BTreeMap<AssignmentId, Time>,
+    finished: VecDeque<FinishedTask>,
+    outbox: VecDeque<ScheduleOutput>,
+    /// Which jobs are open or compared may have changed.
+    reshape: bool,
+    /// No free node can be given anything until something happens.
+    stalled: bool,
+}
+
+impl Scheduler {
+    /// The scheduler of the leader of `term`, knowing nothing.
+    pub fn new(term: Term, now: Time) -> Scheduler {
+        Scheduler {
+            term,
+            began: now,
+            counter: 0,
+            revision: None,
+            nodes: BTreeMap::new(),
+            jobs: BTreeMap::new(),
+            lost: BTreeMap::new(),
+            finished: VecDeque::new(),
+            outbox: VecDeque::new(),
+            reshape: true,
+            stalled: false,
+        }
+    }
+
+    /// Whether a task of `job` has been handed out, or found running, in this term.
+    pub fn started(&self, job: JobId) -> bool {
+        self.jobs.get(&job).is_some_and(|active| active.started)
+    }
+
+    /// Nodes that were given a task of `job` in the last 10 s.
+    pub fn assigned_recently(&self, job: JobId, now: Time) -> Vec<NodeId> {
+        let Some(active) = self.jobs.get(&job) else {
+            return Vec::new();
+        };
+        let recent = |at: &Time| now.since(*at) < ASSIGNED_WINDOW;
+        let nodes = active.assigned.iter().filter(|(_, at)| recent(at));
+        nodes.map(|(node, _)| node.clone()).collect()
+    }
+
+    /// Live nodes whose worker has reported in this term and has this network loaded.
+    pub fn nodes_with_model(&self, name: &str, digest: Digest) -> Vec<NodeId> {
+        let usable = self.usable(&(name.into(), digest));
+        usable.into_iter().cloned().collect()
+    }
+
+    /// The live members have changed. Those who left lose their task.
+    pub fn handle_members(&mut self, now: Time, jobs: &Jobs, live: &BTreeSet<NodeId>) {
+        self.sync(jobs);
+        let gone: Vec<NodeId> = self.nodes.keys().cloned().collect();
+        for node in gone.iter().filter(|node| !live.contains(*node)) {
+            self.drop_task(jobs, node);
+            self.nodes.remove(node);
+        }
+        for node in live {
+            self.nodes.entry(node.clone()).or_insert_with(|| Node {
+                reported: false,
+                query_at: now,
+                token: 0,
+                models: BTreeSet::new(),
+                task: None,
+            });
+        }
+        self.wake(true);
+        self.handle_timeout(now, jobs);
+    }
+
+    /// What a worker says of itself.
+    fn handle_status(&mut self, now: Time, jobs: &Jobs, node: &NodeId, status: WorkerStatus) {
+        self.sync(jobs);
+        let Some(known) = self.nodes.get_mut(node) else {
+            return;
+        };
+        if status.term != self.term || (known.reported && is_stale(known, &status)) {
+            return;
+        }
+        let models: BTreeSet<(String, Digest)> = status.models.into_iter().collect();
+        let reshape = !known.reported || known.models != models;
+        known.models = models;
+        known.reported = true;
+        known.token = status.token;
+        match status.running {
+            Some((id, job, inputs)) => self.handle_running(now, jobs, node, id, job, inputs),
+            None => self.handle_idle(now, jobs, node),
+        }
+        self.wake(reshape);
+    }
+
+    /// `node` runs this. It is what it was given, or it is taken into account instead.
+    fn handle_running(
+        &mut self,
+        now: Time,
+        jobs: &Jobs,
+        node: &NodeId,
+        id: AssignmentId,
+        job: JobId,
+        inputs: Vec<u32>,
+    ) {
+        let known = self.nodes.get_mut(node);
+        let task = known.and_then(|known| known.task.as_mut());
+        if let Some(task) = task.filter(|task| task.id == id) {
+            task.confirmed = true;
+            task.assignment = None;
+            return;
+        }
+        self.drop_task(jobs, node);
+        let distinct: BTreeSet<u32> = inputs.into_iter().take(BATCH_MAX as usize).collect();
+        let inputs: Vec<u32> = distinct.into_iter().collect();
+        let queries = inputs.len() as u64;
+        let mut deadline = now + DEADLINE_UNMEASURED;
+        if let Some(active) = self.jobs.get_mut(&job) {
+            active.started = true;
+            active.in_flight += queries;
+            inputs.iter().for_each(|i| active.backlog.activate(*i));
+            active.settle();
+            deadline = now + active.deadline(queries);
+        }
+        self.reshape = true;
+        if let Some(known) = self.nodes.get_mut(node) {
+            known.task = Some(Task {
+                id,
+                token: known.token,
+                job,
+                inputs,
+                dispatched: now,
+                confirmed: true,
+                late: false,
+                assignment: None,
+                repeat_at: Time::MAX,
+                deadline,
+            });
+        }
+    }
+
+    /// `node` runs nothing. A task of an older token is over without a result; one that
+    /// the node has refused for want of its network is not repeated for ever.
+    fn handle_idle(&mut self, now: Time, jobs: &Jobs, node: &NodeId) {
+        let Some(known) = self.nodes.get(node) else {
+            return;
+        };
+        let Some(task) = &known.task else { return };
+        let ended = known.token > task.token;
+        let model = self.jobs.get(&task.job).map(|active| &active.model);
+        let lacking = model.is_none_or(|model| !known.models.contains(model));
+        if ended || (lacking && now.since(task.dispatched) >= REPEAT) {
+            self.drop_task(jobs, node);
+        }
+    }
+
+    /// A message from the worker of `node`, which a connection of its has proved.
+    pub fn handle_message(
+        &mut self,
+        now: Time,
+        jobs: &Jobs,
+        node: &NodeId,
+        message: ScheduleMessage,
+    ) {
+        match message {
+            ScheduleMessage::Status(status) => self.handle_status(now, jobs, node, status),
+            ScheduleMessage::Done {
+                id,
+                job,
+                rows,
+                status,
+            } => {
+                self.handle_done(now, jobs, node, id, (job, rows));
+                self.handle_status(now, jobs, node, status);
+            }
+            // For the worker's side: another leader's mistake, of no consequence here.
+            ScheduleMessage::Query { .. }
+            | ScheduleMessage::Assign { .. }
+            | ScheduleMessage::DoneAck { .. } => {}
+        }
+    }
+
+    /// A result. It counts whenever it comes; the log takes each input's row once.
+    /// The status that comes with it is to be handled after it.
+    fn handle_done(
+        &mut self,
+        now: Time,
+        jobs: &Jobs,
+        node: &NodeId,
+        id: AssignmentId,
+        (job, mut rows): (JobId, Vec<(u32, Outcome)>),
+    ) {
+        self.sync(jobs);
+        let (to, message) = (node.clone(), ScheduleMessage::DoneAck { id });
+        self.outbox.push_back(ScheduleOutput::Send { to, message });
+        let own = self.end_task(node, |task| task.id == id);
+        let lost = self.lost.remove(&id);
+        let dispatched = own.as_ref().map(|task| task.dispatched).or(lost);
+        let elapsed = now.since(dispatched.unwrap_or(self.began)).as_nanos() as u64;
+        self.wake(true);
+        let usable: Vec<NodeId> = match self.jobs.get(&job) {
+            Some(active) => self.usable(&active.model).into_iter().cloned().collect(),
+            None => return,
+        };
+        let (Some(active), Some(found)) = (self.jobs.get_mut(&job), jobs.job(job)) else {
+            return;
+        };
+        rows.truncate(BATCH_MAX as usize);
+        let rows = judge_rows(active, found, node, id, rows, &usable);
+        if let Some(task) = &own {
+            let queries = task.inputs.len().max(1) as u64;
+            active.slowest = active.slowest.max(elapsed / queries).max(1);
+        }
+        let inputs = own.iter().flat_map(|task| &task.inputs);
+        inputs.for_each(|input| active.backlog.release(found, *input));
+        active.settle();
+        if !rows.is_empty() {
+            let node = node.clone();
+            self.finished.push_back(FinishedTask {
+                job,
+                node,
+                elapsed,
+                rows,
+            });
+        }
+    }
+
+    /// Log entries have changed `jobs`: new jobs, rows, ended jobs.
+    pub fn handle_applied(&mut self, jobs: &Jobs) {
+        self.sync(jobs);
+    }
+
+    /// The clock has reached `poll_timeout`.
+    pub fn handle_timeout(&mut self, now: Time, jobs: &Jobs) {
+        self.sync(jobs);
+        let mut late = Vec::new();
+        for (name, node) in &mut self.nodes {
+            let mut message = None;
+            if !node.reported && node.query_at <= now {
+                node.query_at = now + REPEAT;
+                message = Some(ScheduleMessage::Query { term: self.term });
+            }
+            if let Some(task) = &mut node.task {
+                if let Some(assignment) = task.assignment.clone().filter(|_| task.repeat_at <= now)
+                {
+                    task.repeat_at = now + REPEAT;
+                    let term = self.term;
+                    message = Some(ScheduleMessage::Assign { term, assignment });
+                }
+                if !task.late && task.deadline <= now {
+                    task.late = true;
+                    late.push((task.job, task.inputs.clone()));
+                }
+            }
+            if let Some(message) = message {
+                let to = name.clone();
+                self.outbox.push_back(ScheduleOutput::Send { to, message });
+            }
+        }
+        for (job, inputs) in &late {
+            self.release(jobs, *job, inputs, true);
+        }
+        self.wake(!late.is_empty());
+    }
+
+    /// The next output, or `None` where nothing is left to do now. `sources` are the live
+    /// holders of an input's bytes; `holds` says whether a node is one of them.
+    pub fn poll_output(
+        &mut self,
+        now: Time,
+        jobs: &Jobs,
+        sources: &dyn Fn(&Input) -> Vec<Target>,
+        holds: &dyn Fn(&NodeId, &Input) -> bool,
+    ) -> Option<ScheduleOutput> {
+        self.sync(jobs);
+        if let Some(output) = self.outbox.pop_front() {
+            return Some(output);
+        }
+        if let Some(tasks) = self.next_proposal() {
+            return Some(ScheduleOutput::Propose(tasks));
+        }
+        if self.stalled || self.is_waiting_for_reports(now) {
+            return None;
+        }
+        self.reshape(jobs);
+        let free = |node: &&Node| node.reported && node.task.is_none();
+        let nodes = self.nodes.iter().filter(|(_, node)| free(node));
+        let found = nodes
+            .filter_map(|(name, node)| Some((name.clone(), self.choose(name, node)?)))
+            .next();
+        let Some((node, job)) = found else {
+            self.stalled = true;
+            return None;
+        };
+        self.dispatch(now, jobs, &node, job, sources, holds)
+    }
+
+    /// When [`Scheduler::handle_timeout`] is due, if ever.
+    pub fn poll_timeout(&self) -> Option<Time> {
+        let grace = (!self.all_reported()).then_some(self.began + REPORT_GRACE);
+        let grace = grace.filter(|_| self.stalled_by_grace());
+        let of_node = |node: &Node| {
+            let query = (!node.reported).then_some(node.query_at);
+            let task = node.task.as_ref();
+            let repeat = task.filter(|task| task.assignment.is_some());
+            let deadline = task.filter(|task| !task.late);
+            [
+                query,
+                repeat.map(|task| task.repeat_at),
+                deadline.map(|task| task.deadline),
+            ]
+        };
+        let nodes = self.nodes.values().flat_map(of_node).flatten();
+        nodes.chain(grace).min()
+    }
+
+    /// Checks what must hold between calls, and says what does not.
+    pub fn check_invariants(&self, jobs: &Jobs) -> Result<(), String> {
+        for (id, active) in &self.jobs {
+            let of_job = |node: &&Task| node.job == *id;
+            let tasks = self.nodes.values().filter_map(|node| node.task.as_ref());
+            let mut in_flight = 0;
+            let mut on_time: BTreeMap<u32, u32> = BTreeMap::new();
+            for task in tasks.filter(of_job) {
+                in_flight += task.inputs.len() as u64;
+                let inputs = task.inputs.iter().filter(|_| !task.late);
+                inputs.for_each(|input| *on_time.entry(*input).or_default() += 1);
+            }
+            let served = active.counted + active.backlog.proposed() + in_flight;
+            if in_flight != active.in_flight || served != active.share.served() {
+                return Err(format!("job {id}: served {served}, {active:?}"));
+            }
+            if let Some(job) = jobs.job(*id) {
+                active.backlog.check(job, &on_time)?;
+            }
+        }
+        self.check_bound()
+    }
+
+    /// The bound of [`fair`], between all compared jobs.
+    fn check_bound(&self) -> Result<(), String> {
+        let compared = || self.jobs.iter().filter(|(_, active)| active.compared);
+        for (ahead, high) in compared() {
+            for (behind, low) in compared() {
+                if !self.reshape && !high.share.is_within_bound(&low.share) {
+                    let (high, low) = (&high.share, &low.share);
+                    return Err(format!(
+                        "job {ahead} is too far ahead of job {behind}: {high:?}, {low:?}"
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    // Members of the next group change or read the state for those above.
+
+    fn wake(&mut self, reshape: bool) {
+        self.stalled = false;
+        self.reshape |= reshape;
+    }
+
+    fn all_reported(&self) -> bool {
+        self.nodes.values().all(|node| node.reported)
+    }
+
+    fn stalled_by_grace(&self) -> bool {
+        !self.stalled && self.nodes.values().any(|node| node.reported)
+    }
+
+    fn is_waiting_for_reports(&self, now: Time) -> bool {
+        now < self.began + REPORT_GRACE && !self.all_reported()
+    }
+
+    /// Takes over what the log has decided since the last time.
+    fn sync(&mut self, jobs: &Jobs) {
+        if self.revision == Some(jobs.revision()) {
+            return;
+        }
+        self.revision = Some(jobs.revision());
+        let unfinished: BTreeSet<JobId> = jobs.unfinished().map(|job| job.id).collect();
+        self.jobs.retain(|id, _| unfinished.contains(id));
+        for job in jobs.unfinished() {
+            let known = self.jobs.entry(job.id);
+            let active = known.or_insert_with(|| Active::new(job));
+            if active.counted != job.counted() {
+                active.counted = job.counted();
+                active.backlog.forget_rows(job);
+                active.settle();
+            }
+        }
+        self.wake(true);
+    }
+
+    /// Live nodes that have reported and have `model` loaded.
+    fn usable(&self, model: &(String, Digest)) -> Vec<&NodeId> {
+        let has = |node: &&Node| node.reported && node.models.contains(model);
+        let nodes = self.nodes.iter().filter(|(_, node)| has(node));
+        nodes.map(|(name, _)| name).collect()
+    }
+
+    /// Takes the task off `node`, if it is there and `which` holds of it.
+    fn end_task(&mut self, node: &NodeId, which: impl Fn(&Task) -> bool) -> Option<Task> {
+        let known = self.nodes.get_mut(node)?;
+        let task = known.task.take_if(|task| which(task))?;
+        if let Some(active) = self.jobs.get_mut(&task.job) {
+            active.in_flight -= task.inputs.len() as u64;
+            let on_time = task.inputs.iter().filter(|_| !task.late);
+            on_time.for_each(|input| active.backlog.deactivate(*input));
+        }
+        Some(task)
+    }
+
+    /// The task of `node` has ended without a result: its inputs go back to the front.
+    fn drop_task(&mut self, jobs: &Jobs, node: &NodeId) {
+        let Some(task) = self.end_task(node, |_| true) else {
+            return;
+        };
+        self.release(jobs, task.job, &task.inputs, false);
+        self.lost.insert(task.id, task.dispatched);
+        if self.lost.len() > LOST_MAX {
+            self.lost.pop_first();
+        }
+    }
+
+    fn release(&mut self, jobs: &Jobs, job: JobId, inputs: &[u32], deactivate: bool) {
+        if let (Some(active), Some(found)) = (self.jobs.get_mut(&job), jobs.job(job)) {
+            for input in inputs {
+                if deactivate {
+                    active.backlog.deactivate(*input);
+                }
+                active.backlog.release(found, *input);
+            }
+            active.settle();
+        }
+        self.reshape = true;
+    }
+
+    /// The tasks finished since the last time, as far as they fit into one proposal.
+    fn next_proposal(&mut self) -> Option<Vec<FinishedTask>> {
+        let mut tasks = Vec::new();
+        let mut rows = 0;
+        while let Some(task) = self.finished.front() {
+            rows += task.rows.len();
+            if rows > PROPOSAL_ROWS_MAX && !tasks.is_empty() {
+                break;
+            }
+            tasks.extend(self.finished.pop_front());
+        }
+        (!tasks.is_empty()).then_some(tasks)
+    }
+}
+
+impl Active {
+    fn new(job: &Job) -> Active {
+        Active {
+            model: (job.model.name.clone(), job.model.digest),
+            batch: job.batch,
+            share: Share::new(job.batch, job.weight, job.counted()),
+            backlog: Backlog::new(job),
+            counted: job.counted(),
+            in_flight: 0,
+            slowest: 0,
+            started: false,
+            assigned: BTreeMap::new(),
+            open: false,
+            compared: false,
+        }
+    }
+}
+
+/// Whether `status` is older than what is known of the node. Within one token a node is
+/// first idle, then running.
+fn is_stale(known: &Node, status: &WorkerStatus) -> bool {
+    let confirmed = |task: &Task| task.confirmed && task.token == status.token;
+    let superseded = status.running.is_none() && known.task.as_ref().is_some_and(confirmed);
+    status.token < known.token || superseded
+}
+
+/// Splits a result into the rows for the log, which are now proposed, and errors that
+/// another node is to try, which are not.
+fn judge_rows(
+    active: &mut Active,
+    job: &Job,
+    node: &NodeId,
+    id: AssignmentId,
+    rows: Vec<(u32, Outcome)>,
+    usable: &[NodeId],
+) -> Vec<(u32, Outcome)> {
+    let usable: Vec<&NodeId> = usable.iter().collect();
+    let backlog = &mut active.backlog;
+    let mut proposed = Vec::new();
+    for (input, outcome) in rows {
+        if !backlog.wants(job, input) {
+            continue;
+        }
+        let failed = matches!(outcome, Outcome::Error(_));
+        if failed {
+            match backlog.judge(input, node, id, &usable) {
+                Verdict::Row => {}
+                Verdict::Known => continue,
+                Verdict::Retry => {
+                    backlog.release(job, input);
+                    continue;
+                }
+            }
+        }
+        backlog.propose(input);
+        proposed.push((input, shortened(outcome)));
+    }
+    proposed
+}
+
+/// The outcome with its text cut to [`TEXT_MAX`].
+fn shortened(outcome: Outcome) -> Outcome {
+    let cut = |mut text: String| {
+        text.truncate(text.floor_char_boundary(TEXT_MAX));
+        text
+    };
+    match outcome {
+        Outcome::Label { label, confidence } => Outcome::Label {
+            label: cut(label),
+            confidence,
+        },
+        Outcome::Error(reason) => Outcome::Error(cut(reason)),
+    }
+}

@@ -1,0 +1,371 @@
+//! A node's own copies: which it holds, which it fetches, and which it may throw away.
+//!
+//! Decides: when a copy on this disk is an orphan, which ordered copies are fetched, and
+//! what is reported to the leader. Leaves to others: moving the bytes (the driver), what
+//! ought to be copied (`repair`), and sending reports again (`node`).
+//!
+//! A copy that the catalog does not name with this server may be one that the leader is
+//! about to name, so it is swept only where no such entry can come any more:
+//!
+//! - The *guard* is the term of the leader that may name it: the uploading one's or the
+//!   ordering one's. Terms never fall along the log, so once an entry of a higher term is
+//!   applied, everything that the guard's leader could get into the log is applied too.
+//! - The catalog knew the blob and has forgotten it (deleted): ids are never used again.
+//! - It was uploaded here and the catalog knows it without this server: the upload ended.
+//! - It was named with this server and is no longer (surplus, or taken for lost). This
+//!   holds only while it is *sure* which entry named it: after a restart the log is
+//!   replayed from the start, and of two orders one may be named after the other's
+//!   removal, so such copies wait for the guard.
+//!
+//! A node accepts orders only of the term that its own log knows as the newest, so a guard
+//! is never higher than a term that it has on disk.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::catalog::Catalog;
+use crate::types::{BlobId, Server, Term};
+use crate::wire::store::Located;
+
+/// Most ordered copies in flight; orders beyond it are refused and come again.
+pub const FETCHES_MAX: usize = 128;
+/// Most blobs in one report of missing copies.
+pub const MISSING_MAX: usize = 100;
+
+/// How a copy came to be on this disk, as far as that decides when it may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Sent by a client; its upload goes on.
+    Uploaded,
+    /// Fetched by order of a leader, or found on disk at the start.
+    Ordered,
+    /// Seen in the catalog with this server.
+    Named,
+}
+
+/// A copy on this disk.
+#[derive(Clone, Debug)]
+struct Held {
+    guard: Term,
+    phase: Phase,
+    /// Whether the entry that names it is told apart from earlier ones for certain.
+    sure: bool,
+    /// Whether the catalog has known the blob at some time.
+    known: bool,
+    /// Whether the catalog names it with this server.
+    mine: bool,
+}
+
+/// An ordered copy on its way.
+#[derive(Clone, Debug)]
+struct Fetch {
+    guard: Term,
+    sure: bool,
+    known: bool,
+}
+
+/// What becomes of an order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PullAnswer {
+    /// To fetch now.
+    pub fetch: Vec<Located>,
+    /// On disk already: report them as stored.
+    pub stored: Vec<BlobId>,
+    /// How many were refused, because the order is old or too much is in flight.
+    pub refused: usize,
+}
+
+/// What to report of finished fetches.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FetchReport {
+    /// On disk, fsynced, with the right digest.
+    pub stored: Vec<BlobId>,
+    /// Could not be copied from any source.
+    pub missing: Vec<BlobId>,
+}
+
+/// The copies of one node.
+#[derive(Clone, Debug)]
+pub struct Replica {
+    me: Server,
+    /// Highest term of a leader that gave an order.
+    term: Term,
+    /// Highest term of an applied entry.
+    applied: Term,
+    held: BTreeMap<BlobId, Held>,
+    /// Held and not named with this server: what a higher term may sweep.
+    unnamed: BTreeSet<BlobId>,
+    in_flight: BTreeMap<BlobId, Fetch>,
+    /// Named with this server and not on its disk.
+    lost: BTreeSet<BlobId>,
+    /// Came to the disk since the last applied entry.
+    fresh: BTreeSet<BlobId>,
+    /// The catalog's revision up to which its changes are taken in.
+    revision: u64,
+    /// The last blob reported missing, so that the next report goes on after it.
+    cursor: Option<BlobId>,
+}
+
+impl Replica {
+    /// The copies of `me`, which found `held` whole on its disk. `guard` is the highest
+    /// term that this node's log on disk knows.
+    pub fn new(me: Server, held: Vec<BlobId>, guard: Term) -> Replica {
+        let found = |blob: BlobId| {
+            let held = Held {
+                guard: guard.max(blob.term),
+                phase: Phase::Ordered,
+                sure: false,
+                known: false,
+                mine: false,
+            };
+            (blob, held)
+        };
+        Replica {
+            me,
+            term: Term(0),
+            applied: Term(0),
+            unnamed: held.iter().copied().collect(),
+            held: held.into_iter().map(found).collect(),
+            in_flight: BTreeMap::new(),
+            lost: BTreeSet::new(),
+            fresh: BTreeSet::new(),
+            revision: 0,
+            cursor: None,
+        }
+    }
+
+    /// Whether a whole copy of `blob` is on this disk.
+    pub fn holds(&self, blob: &BlobId) -> bool {
+        self.held.contains_key(blob)
+    }
+
+    /// The blobs on this disk.
+    pub fn held(&self) -> impl Iterator<Item = BlobId> + '_ {
+        self.held.keys().copied()
+    }
+
+    /// Copies that the catalog names with this server and that are not on its disk.
+    pub fn lost(&self) -> usize {
+        self.lost.len()
+    }
+
+    /// Ordered copies on their way.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// An uploaded blob, or one that this node wrote itself, is fsynced on this disk.
+    pub fn handle_stored(&mut self, blob: BlobId) {
+        let held = Held {
+            guard: blob.term,
+            phase: Phase::Uploaded,
+            sure: true,
+            known: false,
+            mine: false,
+        };
+        self.insert(blob, held);
+    }
+
+    /// An entry of `term` has been applied to `catalog`; to be called for each one, of
+    /// whatever kind. Returns the copies that are orphans now: they are no longer held,
+    /// and the driver removes them from the disk.
+    #[must_use]
+    pub fn handle_applied(&mut self, term: Term, catalog: &Catalog) -> Vec<BlobId> {
+        let mut look = std::mem::take(&mut self.fresh);
+        match catalog.changed_since(self.revision) {
+            Some(changed) => look.extend(changed),
+            None => {
+                look.extend(self.held.keys());
+                look.extend(self.in_flight.keys());
+                look.extend(&self.lost);
+                look.extend(catalog.held_by(&self.me).map(|record| record.blob));
+            }
+        }
+        self.revision = catalog.revision();
+        if term > self.applied {
+            self.applied = term;
+            look.extend(&self.unnamed);
+        }
+        let orphans = look.into_iter().filter(|blob| self.look_at(*blob, catalog));
+        orphans.collect()
+    }
+
+    /// The leader of `term` orders copies of `blobs`.
+    #[must_use]
+    pub fn handle_pull(&mut self, term: Term, blobs: Vec<Located>) -> PullAnswer {
+        let mut answer = PullAnswer::default();
+        if term < self.term {
+            answer.refused = blobs.len();
+            return answer;
+        }
+        self.term = term;
+        for located in blobs {
+            let blob = located.blob;
+            if let Some(held) = self.held.get_mut(&blob) {
+                // Named here in this node's catalog and not in the leader's: one of the two
+                // is behind, so nothing is promised until both agree.
+                if !held.mine {
+                    held.guard = held.guard.max(term);
+                    held.phase = Phase::Ordered;
+                    held.sure = false;
+                    answer.stored.push(blob);
+                }
+            } else if let Some(fetch) = self.in_flight.get_mut(&blob) {
+                fetch.guard = fetch.guard.max(term);
+            } else if self.in_flight.len() >= FETCHES_MAX {
+                answer.refused += 1;
+            } else {
+                let fetch = Fetch {
+                    guard: term.max(blob.term),
+                    sure: !self.lost.contains(&blob),
+                    known: false,
+                };
+                self.in_flight.insert(blob, fetch);
+                answer.fetch.push(located);
+            }
+        }
+        answer
+    }
+
+    /// Ordered copies are on disk (`true`), or no source gave them.
+    #[must_use]
+    pub fn handle_fetched(&mut self, results: Vec<(BlobId, bool)>) -> FetchReport {
+        let mut report = FetchReport::default();
+        for (blob, done) in results {
+            let Some(fetch) = self.in_flight.remove(&blob) else {
+                continue;
+            };
+            if done {
+                let held = Held {
+                    guard: fetch.guard,
+                    phase: Phase::Ordered,
+                    sure: fetch.sure,
+                    known: fetch.known,
+                    mine: self.lost.contains(&blob),
+                };
+                self.insert(blob, held);
+            }
+            if self.holds(&blob) {
+                report.stored.push(blob);
+            } else {
+                report.missing.push(blob);
+            }
+        }
+        report
+    }
+
+    /// The leader of `term` says that these uploads were abandoned. Returns the copies
+    /// that the driver is to remove from the disk.
+    #[must_use]
+    pub fn handle_drop(&mut self, term: Term, blobs: &[BlobId]) -> Vec<BlobId> {
+        if term < self.term {
+            return Vec::new();
+        }
+        self.term = term;
+        let abandoned = |held: &Held| !held.known && !held.mine;
+        let mut orphans = Vec::new();
+        for blob in blobs {
+            if self.held.get(blob).is_some_and(abandoned) {
+                self.forget(blob);
+                orphans.push(*blob);
+            }
+        }
+        orphans
+    }
+
+    /// The copy of `blob` failed its check: it does not count any more, and is reported by
+    /// [`Replica::missing`] where it should be here. Whether it was held until now; the
+    /// driver then removes it from the disk.
+    pub fn handle_corrupt(&mut self, blob: BlobId) -> bool {
+        let Some(held) = self.held.get(&blob) else {
+            return false;
+        };
+        if held.mine {
+            self.lost.insert(blob);
+        }
+        self.forget(&blob);
+        true
+    }
+
+    /// Up to [`MISSING_MAX`] blobs that the catalog names with this server and that are
+    /// neither on its disk nor on their way; the next call goes on after them.
+    #[must_use]
+    pub fn missing(&mut self) -> Vec<BlobId> {
+        let absent = |blob: &BlobId| !self.in_flight.contains_key(blob);
+        let after = self.cursor.map_or(0, |cursor| {
+            self.lost.iter().take_while(|blob| **blob <= cursor).count()
+        });
+        let round = self
+            .lost
+            .iter()
+            .skip(after)
+            .chain(self.lost.iter().take(after));
+        let missing: Vec<BlobId> = round.copied().filter(absent).take(MISSING_MAX).collect();
+        self.cursor = missing.last().copied();
+        missing
+    }
+
+    /// Panics where the sets disagree. For tests and the simulator.
+    pub fn check_invariants(&self) {
+        assert!(self.in_flight.len() <= FETCHES_MAX);
+        for blob in &self.lost {
+            assert!(!self.holds(blob), "{blob} is held and lost");
+        }
+        for (blob, held) in &self.held {
+            assert_eq!(!held.mine, self.unnamed.contains(blob), "{blob} {held:?}");
+        }
+        assert!(self.unnamed.iter().all(|blob| self.holds(blob)));
+    }
+
+    fn insert(&mut self, blob: BlobId, held: Held) {
+        self.lost.remove(&blob);
+        self.fresh.insert(blob);
+        self.held.entry(blob).or_insert(held);
+        self.index(blob);
+    }
+
+    fn forget(&mut self, blob: &BlobId) {
+        self.held.remove(blob);
+        self.unnamed.remove(blob);
+    }
+
+    fn index(&mut self, blob: BlobId) {
+        if self.held.get(&blob).is_some_and(|held| !held.mine) {
+            self.unnamed.insert(blob);
+        } else {
+            self.unnamed.remove(&blob);
+        }
+    }
+
+    /// Takes in what the catalog says of `blob` now; whether its copy is an orphan, and
+    /// has been forgotten here.
+    fn look_at(&mut self, blob: BlobId, catalog: &Catalog) -> bool {
+        let known = catalog.record(&blob).is_some();
+        let mine = catalog.names(&blob, &self.me);
+        if let Some(fetch) = self.in_flight.get_mut(&blob) {
+            fetch.known |= known;
+        }
+        let Some(held) = self.held.get_mut(&blob) else {
+            if mine {
+                self.lost.insert(blob);
+            } else {
+                self.lost.remove(&blob);
+            }
+            return false;
+        };
+        let passed = self.applied > held.guard;
+        let ended = held.sure && known && held.phase != Phase::Ordered;
+        let orphan = !mine && (passed || ended || (held.known && !known));
+        if orphan {
+            self.forget(&blob);
+            return true;
+        }
+        held.known |= known;
+        held.mine = mine;
+        if mine && (held.sure || passed) {
+            held.phase = Phase::Named;
+            held.sure = true;
+        }
+        self.index(blob);
+        false
+    }
+}

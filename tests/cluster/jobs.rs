@@ -1,0 +1,112 @@
+//! Jobs on real processes: LeNet on digits, bad inputs among them.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use dlc::models::mnist::{self, Split};
+
+use crate::harness::{Cluster, wait_until};
+
+/// The first `count` test digits as `digit0.png`, … in `dir`, and their labels; none where the data set is missing.
+pub fn digits(dir: &Path, count: usize) -> Option<Vec<u8>> {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("data/mnist");
+    let Ok(mut set) = mnist::read(&folder, Split::Test) else {
+        eprintln!("SKIPPED: data/mnist is missing; `make data` fetches it");
+        return None;
+    };
+    set.images.truncate(count * mnist::IMAGE_BYTES);
+    set.labels.truncate(count);
+    mnist::write_digits(&set, dir).unwrap();
+    Some(set.labels)
+}
+
+/// Waits until job 0 is COMPLETED.
+pub fn wait_for_job(cluster: &Cluster, node: &str) {
+    wait_until("job 0 completes", Duration::from_secs(60), || {
+        cluster.json(node, &["job_info"])["jobs"][0]["status"] == "COMPLETED"
+    });
+}
+
+/// The rows of `0.csv`: file, and label or error.
+pub fn result(cluster: &Cluster, node: &str) -> BTreeMap<String, Result<String, String>> {
+    cluster.ok(node, &["get", "0.csv", "result.csv"]);
+    let text = std::fs::read_to_string(cluster.dir.join("result.csv")).unwrap();
+    let mut rows = BTreeMap::new();
+    for line in text.lines().skip(1) {
+        let fields: Vec<&str> = line.splitn(4, ',').collect();
+        let outcome = if fields[3].is_empty() {
+            Ok(fields[1].into())
+        } else {
+            Err(fields[3].into())
+        };
+        assert!(
+            rows.insert(fields[0].to_string(), outcome).is_none(),
+            "{} twice",
+            fields[0]
+        );
+    }
+    rows
+}
+
+#[test]
+fn a_job_classifies_digits_and_names_bad_inputs() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let Some(labels) = digits(dir, 200) else {
+        return;
+    };
+    let cluster = Cluster::with_nodes(dir, 4);
+    let trained = cluster.json("n2", &["train"]);
+    assert_eq!(trained["models"][0]["name"], "lenet");
+    assert_eq!(trained["skipped"][0], "resnet50", "its weights come later");
+    assert!(
+        cluster
+            .refused("n1", &["infer", "lenet", "digit.png", "5"])
+            .contains("matches no file")
+    );
+    assert!(
+        cluster
+            .refused("n1", &["infer", "vgg", "digit.png", "5"])
+            .contains("lenet")
+    );
+    cluster.ok("n1", &["upload_data", "digit.png", "200"]);
+    std::fs::write(dir.join("text"), "this is no picture").unwrap();
+    cluster.ok("n1", &["put", "text", "digit900.png"]);
+    let whole = std::fs::read(dir.join("digit0.png")).unwrap();
+    std::fs::write(dir.join("cut"), &whole[..whole.len() / 2]).unwrap();
+    cluster.ok("n1", &["put", "cut", "digit901.png"]);
+
+    assert_eq!(
+        cluster.json("n3", &["infer", "lenet", "digit.png", "8"])["job"],
+        0
+    );
+    wait_for_job(&cluster, "n4");
+    let rows = result(&cluster, "n1");
+    assert_eq!(rows.len(), 202);
+    let right = |(number, label): &(usize, &u8)| {
+        rows[&format!("digit{number}.png")] == Ok(label.to_string())
+    };
+    let right = labels.iter().enumerate().filter(right).count();
+    assert!(right >= 194, "{right} of 200 right");
+    assert!(rows["digit900.png"].is_err() && rows["digit901.png"].is_err());
+
+    let stats = cluster.json("n1", &["job_stats"])["jobs"][0].clone();
+    assert_eq!(
+        (&stats["count"], &stats["total"], &stats["errors"]),
+        (&202.into(), &202.into(), &2.into())
+    );
+    assert_eq!(stats["assigned_nodes"].as_array().unwrap().len(), 0);
+    let info = cluster.json("n1", &["job_info"])["jobs"][0].clone();
+    assert_eq!(
+        (&info["type"], &info["batch_size"], &info["dataset"]),
+        (&"lenet".into(), &8.into(), &"digit.png".into())
+    );
+    assert_eq!(
+        cluster.json("n1", &["tail", "0", "3"])["rows"]
+            .as_array()
+            .unwrap()
+            .len(),
+        3
+    );
+}

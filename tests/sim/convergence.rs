@@ -1,0 +1,233 @@
+//! The end of a run: after everything is mended the cluster must come to rest, and be right.
+//!
+//! Decides: what at rest means (views equal, logs equal, every file at min(4, live) safe copies,
+//! every job completed) and what must then be found: every answered put (P3), numbering without
+//! gaps (P4), and result files with each input exactly once (P7). Leaves to others: everything
+//! that can be judged while things break (`watchers`).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use dlc::types::{FileName, JobId, MemberState, REPLICAS, Time, Version};
+use dlc::wire::client::{JobStatus, Reply, Request, Row};
+use dlc::wire::schedule::Outcome;
+
+use crate::cluster::Sim;
+use crate::devices::classify;
+use crate::history::PutEnd;
+use crate::network::HostId;
+use crate::workload::{DEADLINE, END};
+
+/// Time between two looks.
+const LOOK: Duration = Duration::from_millis(500);
+
+impl Sim {
+    /// Looks whether the cluster has come to rest, until it has or the deadline has passed.
+    pub fn look_for_convergence(&mut self) {
+        match self.restless() {
+            None => self.audit(),
+            Some((watcher, what)) if self.now > Time(0) + DEADLINE => self.violate(watcher, what),
+            Some((watcher, what)) => {
+                self.trace.story(self.now, "restless", || format!("{watcher}: {what}"));
+                self.after(LOOK, Sim::look_for_convergence);
+            }
+        }
+    }
+
+    /// What is not at rest yet, with the promise that it belongs to.
+    fn restless(&self) -> Option<(&'static str, String)> {
+        for id in 0..self.nodes {
+            let members = self.members_now();
+            if !members.contains(&id) {
+                return Some(("rejoin", format!("node-{id} is no member")));
+            }
+            let view = self.watchers.view(id);
+            if view.members.len() != self.nodes {
+                return Some(("P1", format!("node-{id} sees {:?}", Sim::names(view))));
+            }
+            for member in view.members.values() {
+                let Some(host) = self.host_at(member.addr) else { continue };
+                let process = self.hosts[host].process()?;
+                let own = process.membership.me();
+                if own.server() != member.server() || own.incarnation != member.incarnation {
+                    return Some(("P1", format!("node-{id} sees an old life of node-{host}")));
+                }
+                if member.state != MemberState::Alive {
+                    return Some(("P2", format!("node-{id} suspects node-{host}")));
+                }
+            }
+        }
+        let Some(leader) = self.leader() else {
+            return Some(("P10", "nobody leads".into()));
+        };
+        self.unreplicated(leader).or_else(|| self.too_few_copies(leader)).or_else(|| {
+            let jobs = &self.hosts[leader].process()?.node.state().jobs;
+            let open = jobs.iter().find(|job| job.status != JobStatus::Completed)?;
+            Some(("P7", format!("job {} is {:?}", open.id, open.status)))
+        })
+    }
+
+    fn unreplicated(&self, leader: HostId) -> Option<(&'static str, String)> {
+        let last = self.hosts[leader].process()?.node.consensus().last_index();
+        for id in 0..self.nodes {
+            let node = &self.hosts[id].process()?.node;
+            if node.state().applied != last {
+                let applied = node.state().applied.0;
+                return Some(("P10", format!("node-{id} has applied {applied} of {}", last.0)));
+            }
+        }
+        None
+    }
+
+    fn too_few_copies(&self, leader: HostId) -> Option<(&'static str, String)> {
+        let catalog = &self.hosts[leader].process()?.node.state().catalog;
+        let wanted = REPLICAS.min(self.nodes);
+        for record in catalog.records() {
+            let safe = record.replicas.iter().filter(|server| {
+                self.hosts.iter().any(|host| {
+                    host.disk.storage == server.storage && host.disk.keeps(record.blob, record.digest)
+                })
+            });
+            let copies = safe.count();
+            if copies != wanted || record.replicas.len() != wanted {
+                let (name, version) = (&record.name, record.version.0);
+                let listed = record.replicas.len();
+                return Some((
+                    "P5",
+                    format!("{name} version {version} has {copies} safe copies, {listed} listed, {wanted} wanted"),
+                ));
+            }
+        }
+        None
+    }
+
+    /// The last checks: the catalog against what clients were told, then every file and job
+    /// is read by clients once more.
+    fn audit(&mut self) {
+        self.trace.story(self.now, "at rest", String::new);
+        let Some(leader) = self.leader() else { return };
+        if let Some((watcher, what)) = self.wrong_in_catalog(leader) {
+            return self.violate(watcher, what);
+        }
+        for id in 0..self.nodes {
+            if let Some(process) = self.hosts[id].process() {
+                process.node.check_invariants();
+                process.membership.check_invariants();
+            }
+        }
+        let names: Vec<FileName> =
+            self.clients.histories.iter().map(|(name, _)| name.clone()).collect();
+        let jobs: Vec<JobId> = self.hosts[leader]
+            .process()
+            .map(|process| process.node.state().jobs.iter().map(|job| job.id).collect())
+            .unwrap_or_default();
+        self.watchers.auditing = names.len() + jobs.len() + 1;
+        for name in names {
+            let host = self.some_member().expect("all are");
+            self.get(host, name.clone(), 1, move |sim, read| {
+                if !read {
+                    sim.violate("P3", format!("{name} cannot be read although all nodes are up"));
+                }
+                sim.audited();
+            });
+        }
+        jobs.into_iter().for_each(|job| self.audit_job(job));
+        self.audited();
+    }
+
+    fn audited(&mut self) {
+        self.watchers.auditing -= 1;
+        if self.watchers.auditing == 0 {
+            let left = (Time(0) + END).since(self.now);
+            self.after(left, |sim| sim.finished = true);
+        }
+    }
+
+    /// Every answered put that no delete may have removed is there, and numbers have no gaps.
+    fn wrong_in_catalog(&self, leader: HostId) -> Option<(&'static str, String)> {
+        let catalog = &self.hosts[leader].process()?.node.state().catalog;
+        let mut numbers: BTreeMap<&FileName, BTreeSet<Version>> = BTreeMap::new();
+        for record in catalog.records().filter(|record| record.named) {
+            numbers.entry(&record.name).or_default().insert(record.version);
+        }
+        for (name, history) in self.clients.histories.iter() {
+            let mut answered = BTreeSet::new();
+            let mut unknown = 0;
+            for put in &history.puts {
+                match put.end {
+                    PutEnd::Answered(_, version, blob) => {
+                        answered.insert(version);
+                        let there = catalog
+                            .record(&blob)
+                            .is_some_and(|r| r.named && r.version == version && r.digest == put.digest);
+                        if history.must_exist(put) && !there {
+                            return Some(("P3", format!("{name} version {} is lost", version.0)));
+                        }
+                    }
+                    PutEnd::Unknown => unknown += 1,
+                    PutEnd::Failed => {}
+                }
+            }
+            let named = numbers.get(name).cloned().unwrap_or_default();
+            let all: BTreeSet<Version> = answered.union(&named).copied().collect();
+            let next = all.last().map_or(0, |last| last.0 + 1);
+            let missing = next - all.len() as u64;
+            let unanswered = named.difference(&answered).count() as u64;
+            if missing + unanswered > unknown {
+                return Some((
+                    "P4",
+                    format!("{name} has versions {named:?}, clients know {answered:?} and {unknown} puts of unknown end"),
+                ));
+            }
+        }
+        None
+    }
+
+    /// P7: the result file has each input exactly once with the right row.
+    fn audit_job(&mut self, job: JobId) {
+        let host = self.some_member().expect("all are");
+        let request = Request::Locate { name: FileName::of_job(job), newest: 1 };
+        self.ask(host, request, move |sim, reply| {
+            let Some(Reply::Located(versions)) = reply else {
+                return sim.violate("P7", format!("{job}.csv is not there: {reply:?}"));
+            };
+            let located = &versions[0];
+            let (_, bytes) = sim.read_blob(host, located.blob, located.digest, &located.sources);
+            let Some(bytes) = bytes else {
+                return sim.violate("P7", format!("{job}.csv cannot be read"));
+            };
+            if located.version != Version(0) {
+                return sim.violate("P7", format!("{job}.csv has version {}", located.version.0));
+            }
+            if let Some(what) = sim.wrong_in_result(job, &String::from_utf8_lossy(&bytes)) {
+                return sim.violate("P7", what);
+            }
+            sim.audited();
+        });
+    }
+
+    fn wrong_in_result(&self, job: JobId, text: &str) -> Option<String> {
+        let leader = self.leader()?;
+        let record = self.hosts[leader].process()?.node.state().jobs.job(job)?;
+        let Some(body) = text.strip_prefix(Row::CSV_HEADER) else {
+            return Some(format!("{job}.csv begins with {:?}", text.lines().next()));
+        };
+        let lines: Vec<&str> = body.lines().collect();
+        if lines.len() != record.inputs.len() {
+            return Some(format!("{job}.csv has {} rows for {} inputs", lines.len(), record.inputs.len()));
+        }
+        for (input, line) in record.inputs.iter().zip(lines) {
+            let right = Row { file: input.name.clone(), outcome: classify(input.digest) };
+            if right.to_csv().trim_end() == line {
+                continue;
+            }
+            let failed = self.devices.failed_inputs.get(&input.blob).map_or(0, BTreeSet::len);
+            let error = Outcome::Error("no copy could be read".into());
+            let excused = Row { file: input.name.clone(), outcome: error };
+            if failed < 2 || excused.to_csv().trim_end() != line {
+                return Some(format!("{job}.csv says {line:?} for {}, right is {:?}", input.name, right.to_csv()));
+            }
+        }
+        None
+    }
+}

@@ -1,0 +1,359 @@
+//! The promises, watched from outside the cores while a seed runs.
+//!
+//! Decides: what is a violation of P1, P2, P3, P8 and P10, and under which faults each
+//! promise is given. P4 is in `history`, P8 on one node in `devices`, P5, P7 and the end of P3
+//! and P4 in `convergence`. Leaves to others: what is broken when (`faults`).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use dlc::consensus::{Payload, Role};
+use dlc::types::{BlobId, Incarnation, REPLICAS, Server, Term, Time, View};
+use dlc::wire::encode;
+use dlc::wire::schedule::{Assignment, AssignmentId};
+
+use crate::clients::Content;
+use crate::cluster::{Life, Sim};
+use crate::history::PutId;
+use crate::network::HostId;
+
+/// P1: a failure is known to every live member within this, the drift of clocks and the hops
+/// between threads included.
+const DETECTION_MAX: Duration = Duration::from_millis(5_300);
+/// P2: a disturbance beyond what the promise covers is excused for this long after it ended.
+const EXCUSED: Duration = Duration::from_secs(12);
+/// P2: pauses up to this are covered.
+const PAUSE_COVERED: Duration = Duration::from_secs(1);
+/// P1: more simultaneous failures than this are not promised.
+const FAILURES_MAX: usize = 3;
+
+/// A broken promise.
+#[derive(Clone, Debug)]
+pub struct Violation {
+    /// When.
+    pub at: Time,
+    /// Which promise.
+    pub watcher: &'static str,
+    /// What happened.
+    pub what: String,
+}
+
+/// What is known of one node from outside.
+#[derive(Clone, Debug, Default)]
+struct Seen {
+    /// When this life became a member.
+    joined: Option<Time>,
+    leaving: bool,
+    /// When it last failed, paused or went on; `None` where it never did.
+    troubled: Option<Time>,
+    /// When a pause beyond the covered length began, and when it was over.
+    long_pause: Option<(Time, Time)>,
+    /// The newest view that membership gave.
+    view: View,
+    /// Sizes of the views that the coord thread had.
+    sizes: Vec<(Time, usize)>,
+    /// When it led.
+    led: Vec<(Time, Option<Time>)>,
+}
+
+/// The watchers' memory.
+pub struct Watchers {
+    nodes: Vec<Seen>,
+    /// Since when all ways have been open; `None` while one is not.
+    whole_since: Option<Time>,
+    /// Since when the weather has been the usual one.
+    fair_since: Option<Time>,
+    leaders: BTreeMap<Term, Server>,
+    applied: Vec<u64>,
+    runs: BTreeMap<AssignmentId, HostId>,
+    /// Disks wiped and nodes that left, so far.
+    pub burned: u64,
+    /// When disks were wiped.
+    pub burned_at: Vec<Time>,
+    /// Nothing breaks any more.
+    pub healed: bool,
+    /// The last checks are under way.
+    pub auditing: usize,
+    /// How many failures were timed.
+    pub timed: u64,
+}
+
+impl Watchers {
+    /// Watchers of a cluster of `nodes`.
+    pub fn new(nodes: usize) -> Watchers {
+        Watchers {
+            nodes: vec![Seen::default(); nodes],
+            whole_since: Some(Time(0)),
+            fair_since: Some(Time(0)),
+            leaders: BTreeMap::new(),
+            applied: Vec::new(),
+            runs: BTreeMap::new(),
+            burned: 0,
+            burned_at: Vec::new(),
+            healed: false,
+            auditing: 0,
+            timed: 0,
+        }
+    }
+
+    /// A process started.
+    pub fn started(&mut self, now: Time, id: HostId) {
+        let seen = &mut self.nodes[id];
+        seen.joined = None;
+        seen.leaving = false;
+        seen.view = View::default();
+        seen.troubled = Some(now);
+    }
+
+    /// A process died.
+    pub fn stopped(&mut self, now: Time, id: HostId, _server: &Server) {
+        let seen = &mut self.nodes[id];
+        seen.troubled = Some(now);
+        if let Some((_, end @ None)) = seen.led.last_mut() {
+            *end = Some(now);
+        }
+    }
+
+    /// A process became a member.
+    pub fn joined(&mut self, now: Time, id: HostId) {
+        self.nodes[id].joined = Some(now);
+    }
+
+    /// A process has left, or is about to.
+    pub fn left(&mut self, now: Time, id: HostId) {
+        self.nodes[id].leaving = true;
+        self.nodes[id].troubled = Some(now);
+    }
+
+    /// A process falls silent and does not come back.
+    pub fn silent(&mut self, now: Time, id: HostId) {
+        self.nodes[id].troubled = Some(now);
+    }
+
+    /// A process is paused for `span`.
+    pub fn paused(&mut self, now: Time, id: HostId, span: Duration) {
+        let seen = &mut self.nodes[id];
+        seen.troubled = Some(now);
+        if span > PAUSE_COVERED {
+            seen.long_pause = Some((now, now + span));
+        }
+    }
+
+    /// It goes on.
+    pub fn resumed(&mut self, now: Time, id: HostId) {
+        self.nodes[id].troubled = Some(now);
+    }
+
+    /// Ways were blocked or opened.
+    pub fn network_disturbed(&mut self, now: Time, disturbed: bool) {
+        self.whole_since = if disturbed { None } else { self.whole_since.or(Some(now)) };
+    }
+
+    /// Loss or delay changed.
+    pub fn weather(&mut self, now: Time, fair: bool) {
+        self.fair_since = if fair { self.fair_since.or(Some(now)) } else { None };
+    }
+
+    /// The smallest membership that a leader held between `from` and `to`.
+    fn smallest_membership(&self, from: Time, to: Time) -> Option<usize> {
+        let led = |seen: &&Seen| {
+            seen.led.iter().any(|(begin, end)| *begin <= to && end.is_none_or(|end| end >= from))
+        };
+        let sizes = self.nodes.iter().filter(led).flat_map(|seen| {
+            let before = seen.sizes.iter().rev().find(|(at, _)| *at <= from);
+            let within = seen.sizes.iter().filter(move |(at, _)| *at > from && *at <= to);
+            before.into_iter().chain(within).map(|(_, size)| *size)
+        });
+        sizes.min()
+    }
+
+    /// The latest view of `id`.
+    pub fn view(&self, id: HostId) -> &View {
+        &self.nodes[id].view
+    }
+}
+
+fn fold(hash: u64, bytes: &[u8]) -> u64 {
+    let multiply = |hash: u64, word: u64| (hash.rotate_left(5) ^ word).wrapping_mul(0x517c_c1b7_2722_0a95);
+    let folded = bytes.chunks(8).fold(hash, |hash, chunk| {
+        let mut word = [0; 8];
+        word[..chunk.len()].copy_from_slice(chunk);
+        multiply(hash, u64::from_le_bytes(word))
+    });
+    multiply(folded, bytes.len() as u64)
+}
+
+impl Sim {
+    /// P1: `id` is about to fail; five seconds later every live member must know.
+    pub fn watch_detection(&mut self, id: HostId) {
+        let Some(process) = self.hosts[id].process() else { return };
+        let (server, incarnation) = (process.server.clone(), process.membership.me().incarnation);
+        if self.watchers.nodes[id].joined.is_none() || !self.hosts[id].is_active() {
+            return;
+        }
+        let began = self.now;
+        let observers: Vec<Life> = (0..self.nodes)
+            .filter(|other| *other != id && self.hosts[*other].is_active())
+            .filter(|other| self.watchers.view(*other).server(&server).is_some())
+            .map(|other| self.life(other))
+            .collect();
+        self.after(DETECTION_MAX, move |sim| {
+            sim.check_detection(began, id, &server, incarnation, &observers);
+        });
+    }
+
+    fn check_detection(
+        &mut self,
+        began: Time,
+        id: HostId,
+        server: &Server,
+        incarnation: Incarnation,
+        observers: &[Life],
+    ) {
+        let calm_from = began - Duration::from_secs(3);
+        let calm = |since: Option<Time>| since.is_some_and(|since| since <= calm_from);
+        let troubled =
+            self.watchers.nodes.iter().filter(|seen| seen.troubled.is_some_and(|at| at >= calm_from));
+        if !calm(self.watchers.whole_since)
+            || !calm(self.watchers.fair_since)
+            || troubled.count() > FAILURES_MAX
+        {
+            return;
+        }
+        self.watchers.timed += 1;
+        for life in observers {
+            let seen = &self.watchers.nodes[life.0];
+            let same = self.life(life.0) == *life && self.hosts[life.0].is_active();
+            if !same || seen.troubled.is_some_and(|at| at >= calm_from) {
+                continue;
+            }
+            let still = seen.view.server(server).filter(|member| member.incarnation <= incarnation);
+            if let Some(member) = still {
+                let what = format!(
+                    "node-{id} failed at {began} and node-{} still has it as {:?}#{}",
+                    life.0, member.state, member.incarnation.0
+                );
+                return self.violate("P1", what);
+            }
+        }
+    }
+
+    /// P2: whoever is missing in the new view must have given a reason.
+    pub fn watch_view(&mut self, id: HostId, view: &View) {
+        let old = std::mem::replace(&mut self.watchers.nodes[id].view, view.clone());
+        let gone = old.members.values().filter(|member| view.server(&member.server()).is_none());
+        let gone: Vec<(HostId, Server)> = gone
+            .filter_map(|member| Some((self.host_at(member.addr)?, member.server())))
+            .collect();
+        for (removed, server) in gone {
+            if removed != id && !self.removal_is_excused(id, removed, &server) {
+                let what = format!("node-{id} dropped node-{removed}, which is live and reachable");
+                return self.violate("P2", what);
+            }
+        }
+    }
+
+    fn removal_is_excused(&self, _by: HostId, removed: HostId, server: &Server) -> bool {
+        let from = self.now - EXCUSED;
+        let seen = &self.watchers.nodes[removed];
+        let host = &self.hosts[removed];
+        let settled = seen.joined.is_some_and(|at| at + Duration::from_secs(3) <= self.now);
+        let lives = host.is_active() && host.process().is_some_and(|process| process.server == *server);
+        let stalled = self.watchers.nodes.iter().any(|seen| {
+            seen.long_pause.is_some_and(|(begin, end)| begin <= self.now && end >= from)
+        });
+        !lives
+            || !settled
+            || seen.leaving
+            || stalled
+            || self.watchers.whole_since.is_none_or(|since| since > from && since > Time(0))
+    }
+
+    /// P3: a put was answered: its copies must be safe at this instant.
+    pub fn watch_put(&mut self, content: &Content, blob: BlobId, put: PutId) {
+        let (began, now) = (self.clients.histories.began(put), self.now);
+        if self.watchers.burned_at.iter().any(|at| *at >= began) {
+            return;
+        }
+        let history = self.clients.histories.of(&content.name).expect("put there");
+        if history.deleted_since(began) {
+            return;
+        }
+        let Some(members) = self.watchers.smallest_membership(began, now) else {
+            return self.violate("P10", "a put was answered and nobody led".into());
+        };
+        let disks = (0..self.nodes).filter(|id| self.hosts[*id].disk.keeps(blob, content.digest));
+        let (copies, wanted) = (disks.count(), members.min(REPLICAS));
+        if copies < wanted {
+            let what =
+                format!("{} was answered with {copies} safe copies of {wanted} ({blob})", content.name);
+            self.violate("P3", what);
+        }
+    }
+
+    /// P10, after each turn of a node's coord thread.
+    pub fn watch_node(&mut self, id: HostId) {
+        let now = self.now;
+        let Some(process) = self.hosts[id].process_mut() else { return };
+        let consensus = process.node.consensus();
+        let (term, leads) = (consensus.term(), consensus.role() == Role::Leader);
+        let applied = process.node.state().applied.0;
+        let mut fresh = Vec::new();
+        for index in process.applied_seen + 1..=applied {
+            let Some(entry) = consensus.entry(dlc::types::Index(index)) else { break };
+            let hash = fold(entry.term.0, &[]);
+            let hash = match &entry.payload {
+                Payload::Empty => fold(hash, b"empty"),
+                Payload::Voters(voters) => fold(hash, &encode(voters)),
+                Payload::Command(bytes) => fold(hash, bytes),
+            };
+            fresh.push((index, hash));
+        }
+        process.applied_seen = applied;
+        let (server, size) = (process.server.clone(), process.view.members.len());
+        for (index, hash) in fresh {
+            let place = index as usize - 1;
+            match self.watchers.applied.get(place) {
+                None => self.watchers.applied.push(hash),
+                Some(known) if *known == hash => {}
+                Some(_) => {
+                    return self.violate("P10", format!("node-{id} applied another entry {index}"));
+                }
+            }
+        }
+        let seen = &mut self.watchers.nodes[id];
+        if seen.sizes.last().is_none_or(|(_, last)| *last != size) {
+            seen.sizes.push((now, size));
+        }
+        let leading = seen.led.last().is_some_and(|(_, end)| end.is_none());
+        match (leads, leading) {
+            (true, false) => seen.led.push((now, None)),
+            (false, true) => seen.led.last_mut().expect("leads").1 = Some(now),
+            _ => {}
+        }
+        if leads && !leading {
+            self.trace.story(now, "leader", || format!("node-{id} in term {}", term.0));
+        }
+        if leads {
+            let first = self.watchers.leaders.entry(term).or_insert_with(|| server.clone()).clone();
+            if first != server {
+                self.violate("P10", format!("{first:?} and {server:?} lead in term {}", term.0));
+            }
+        }
+    }
+
+    /// P8 across the cluster: no hand-out runs at two places.
+    pub fn watch_run(&mut self, id: HostId, assignment: &Assignment) {
+        if let Some(other) = self.watchers.runs.insert(assignment.id, id) {
+            let what = format!("{:?} runs on node-{id} and ran on node-{other}", assignment.id);
+            self.violate("P8", what);
+        }
+    }
+
+    /// Names of the nodes that are members by their own account.
+    pub fn members_now(&self) -> BTreeSet<HostId> {
+        (0..self.nodes)
+            .filter(|id| self.hosts[*id].process().is_some_and(|p| p.membership.is_member()))
+            .collect()
+    }
+}

@@ -15,7 +15,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
@@ -54,6 +54,8 @@ pub struct Blobs {
     corrupt: PathBuf,
     /// Number of the next temporary file.
     next: AtomicU64,
+    /// Which of the folders are there, durably.
+    made: Vec<AtomicBool>,
 }
 
 impl Blobs {
@@ -66,15 +68,11 @@ impl Blobs {
             incoming: directory.join("incoming"),
             corrupt: directory.join("corrupt"),
             next: AtomicU64::new(0),
+            made: (0..FOLDERS).map(|_| AtomicBool::new(false)).collect(),
         };
         for folder in [&blobs.blobs, &blobs.incoming, &blobs.corrupt] {
             fs::create_dir_all(folder).map_err(at("create the directory", folder))?;
         }
-        for number in 0..FOLDERS {
-            let folder = blobs.blobs.join(format!("{number:02x}"));
-            fs::create_dir_all(&folder).map_err(at("create the directory", &folder))?;
-        }
-        sync_directory(&blobs.blobs)?;
         sync_directory(directory)?;
         for entry in entries(&blobs.incoming)? {
             fs::remove_file(&entry).map_err(at("remove", &entry))?;
@@ -231,6 +229,20 @@ impl Blobs {
         self.blobs.join(folder).join(blob.to_string())
     }
 
+    /// Makes the folder of `blob` durable, where this process has not done so yet.
+    fn make_folder(&self, blob: BlobId) -> Result<(), DiskError> {
+        let made = &self.made[(blob.counter % FOLDERS) as usize];
+        if made.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let path = self.file(blob);
+        let folder = path.parent().expect("a blob is in a folder");
+        fs::create_dir_all(folder).map_err(at("create the directory", folder))?;
+        sync_directory(&self.blobs)?;
+        made.store(true, Ordering::Release);
+        Ok(())
+    }
+
     /// The file at `path` and its trailer.
     ///
     /// *Errors*: `NoBlob` where there is no such file, `Damaged` where the trailer is not valid.
@@ -367,6 +379,7 @@ impl BlobWriter<'_> {
             .map_err(at("sync", &self.temporary.0))?;
         let path = self.blobs.file(self.blob);
         if !self.blobs.holds_same(self.blob, digest)? {
+            self.blobs.make_folder(self.blob)?;
             self.temporary.rename(&path)?;
         }
         sync_directory(path.parent().expect("a blob is in a folder"))?;
@@ -415,6 +428,7 @@ impl<'a> BlobBatch<'a> {
     pub fn add(&mut self, mut writer: BlobWriter<'a>) -> Result<Digest, DiskError> {
         let digest = writer.close()?;
         if !self.blobs.holds_same(writer.blob, digest)? {
+            self.blobs.make_folder(writer.blob)?;
             let path = self.blobs.file(writer.blob);
             self.written.push((writer.temporary, path));
         }

@@ -140,6 +140,7 @@ fn a_start_removes_leftovers_of_uploads() {
     let at = folder();
     drop(blobs(at.path()));
     fs::write(at.path().join("incoming/17"), b"half").expect("written");
+    fs::create_dir(at.path().join("blobs/05")).expect("made");
     fs::write(at.path().join("blobs/05/3-5"), b"no trailer").expect("written");
     let (_, held) = blobs(at.path());
     assert_eq!(held, []);
@@ -192,6 +193,7 @@ fn a_blob_under_another_ones_name_is_not_held() {
     {
         let (blobs, _) = blobs(at.path());
         store(&blobs, blob(5), b"0123456789");
+        fs::create_dir(at.path().join("blobs/06")).expect("made");
         fs::rename(only_file(at.path()), at.path().join("blobs/06/3-6")).expect("renamed");
         assert!(matches!(
             blobs.read(blob(6)),

@@ -161,9 +161,9 @@ impl Core for Member {
         let now = self.shared.clock.now();
         if self.addresses_due.is_some_and(|due| due <= now) && self.membership.is_member() {
             self.addresses_due = None;
-            self.addresses_noted = Some(now);
             let addresses = self.membership.known_addrs();
             if !addresses.is_empty() {
+                self.addresses_noted = Some(now);
                 self.notes.push_back(Keep::Members(addresses));
             }
         }

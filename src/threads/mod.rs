@@ -458,3 +458,6 @@ fn spawn(
         stop: Some(stop),
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,11 +2,13 @@
 //!
 //! Exit status: 0 done, 1 refused or failed, 2 wrong usage or no such node.
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
+use dlc::config::KeyArgument;
 use dlc::console::client::{Client, ClientError};
 use dlc::console::{command, run};
 
@@ -20,9 +22,8 @@ struct Arguments {
     /// Print JSON.
     #[arg(long)]
     json: bool,
-    /// 32 random bytes that all members share (accepted; encryption comes with a later version).
-    #[arg(long, value_name = "FILE")]
-    cluster_key: Option<PathBuf>,
+    #[command(flatten)]
+    key: KeyArgument,
     /// The command and its words.
     #[arg(
         required = true,
@@ -40,9 +41,7 @@ fn main() -> ExitCode {
         Ok(None) => return fail(2, "no command given: `dlc help` lists them"),
         Err(error) => return fail(2, &error.to_string()),
     };
-    if let Some(path) = &arguments.cluster_key
-        && let Err(error) = dlc::config::cluster_key(Some(path))
-    {
+    if let Err(error) = arguments.key.ensure() {
         return fail(2, &error.to_string());
     }
     let addr = match node_address(arguments.node.as_deref(), Path::new("run")) {
@@ -67,12 +66,11 @@ fn fail(status: u8, why: &str) -> ExitCode {
     ExitCode::from(status)
 }
 
-/// The address given, or that of the first node under `run`.
+/// The address given, or that of the first node under `run` that answers.
 fn node_address(given: Option<&str>, run: &Path) -> Result<SocketAddr, String> {
-    let text = match given {
-        Some(text) => text.to_string(),
-        None => first_running(run)
-            .ok_or("no node found under run/: name one with --node HOST:PORT or $DLC_NODE")?,
+    let Some(text) = given else {
+        let none = "no running node found under run/: name one with --node HOST:PORT or $DLC_NODE";
+        return first_running(run).ok_or(none.into());
     };
     let mut addresses = text
         .to_socket_addrs()
@@ -82,15 +80,18 @@ fn node_address(given: Option<&str>, run: &Path) -> Result<SocketAddr, String> {
         .ok_or_else(|| format!("{text:?} has no address"))
 }
 
-/// What the first data directory, by name, says of its node's address.
-fn first_running(run: &Path) -> Option<String> {
+/// The first data directory, by name, whose node answers at the address it left there.
+fn first_running(run: &Path) -> Option<SocketAddr> {
     let mut directories: Vec<PathBuf> = std::fs::read_dir(run)
         .ok()?
         .flatten()
         .map(|entry| entry.path())
         .collect();
     directories.sort();
-    directories
+    let addresses = directories
         .iter()
-        .find_map(|directory| dlc::disk::identity::running_address(directory))
+        .filter_map(|directory| dlc::disk::last_address(directory));
+    let mut answering = addresses
+        .filter(|addr| TcpStream::connect_timeout(addr, Duration::from_millis(200)).is_ok());
+    answering.next()
 }

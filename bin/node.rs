@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use dlc::config::NodeArguments;
+use dlc::console::stdin;
 use dlc::models::engine;
 use dlc::threads::{self, Settings, Torch};
 
@@ -32,6 +33,14 @@ fn run(arguments: &NodeArguments) -> anyhow::Result<()> {
     std::io::stdout().flush()?;
     let running = threads::start(Settings::from(arguments), bound, Box::new(torch))?;
     threads::stop_on_signals(running.stopper())?;
-    // The console's thread belongs here: a client of this node's own port.
+    let (addr, stopper) = (running.addr(), running.stopper());
+    // Not joined at the end: it waits for a line that may never come.
+    std::thread::Builder::new()
+        .name("console".into())
+        .spawn(move || {
+            if stdin::run_stdin(addr) == stdin::End::Interrupted {
+                stopper.stop();
+            }
+        })?;
     running.wait().map_err(anyhow::Error::msg)
 }

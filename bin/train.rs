@@ -1,6 +1,7 @@
 //! `train`: trains and evaluates networks, without a cluster.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::{Parser, Subcommand};
@@ -60,7 +61,17 @@ enum Task {
     },
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("train: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> anyhow::Result<()> {
     let started = Instant::now();
     let arguments = Arguments::parse();
     if let Task::Lenet { threads, .. } | Task::Evaluate { threads, .. } = &arguments.command {

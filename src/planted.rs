@@ -10,11 +10,11 @@ pub enum Bug {
     AckBeforeFsync,
     /// One monitor's suspicion removes a member (against P2).
     RemovalWithoutAgreement,
-    /// A dispatched task stays on the list of tasks to hand out (against P7's and P8's bookkeeping).
+    /// Inputs that were handed out stay on the list of those to hand out.
     TaskTwice,
     /// A row is counted again when its task is reported again (against P7).
     RowTwice,
-    /// A voter forgets whom it voted for and votes again in the same term (against P10).
+    /// A candidate counts one vote twice (against P10).
     VoteTwice,
     /// A leader answers reads without asking whether it still leads (against P4).
     ReadWithoutConfirmation,

@@ -5,6 +5,7 @@
 
 use super::quorum::{majority, reached_by};
 use super::{Consensus, Content, Role};
+use crate::planted::{self, Bug};
 use crate::types::{Index, Server, Term, Time};
 
 impl Consensus {
@@ -68,7 +69,8 @@ impl Consensus {
     fn is_elected(&self) -> bool {
         let voters = self.log.voters();
         let granted = voters.iter().filter(|v| self.ballots.contains(v)).count();
-        granted >= majority(voters.len())
+        let twice = planted::is(Bug::VoteTwice) && self.ballots.len() > 1;
+        granted + usize::from(twice) >= majority(voters.len())
     }
 
     /// Moves to a newer term as a follower who has not voted in it.

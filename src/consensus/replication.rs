@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 
 use super::quorum::{copies, majority, reached_by};
 use super::{Consensus, Content, Entry, Message, Output, Payload, Role};
+use crate::planted::{self, Bug};
 use crate::types::{Index, Server, Term, Time};
 
 /// What the leader knows of another server's log.
@@ -356,7 +357,10 @@ impl Consensus {
 
     /// Tells the leader at once that it was heard, and of what is on disk by now.
     fn acknowledge(&mut self, leader: Server) {
-        self.acknowledged = self.verified.min(self.log.persisted());
+        self.acknowledged = match planted::is(Bug::AckBeforeFsync) {
+            true => self.verified,
+            false => self.verified.min(self.log.persisted()),
+        };
         self.send(
             leader,
             Content::Appended {

@@ -16,6 +16,7 @@ use super::{DiskError, at, replace_file};
 use crate::types::{ClusterId, Incarnation, NodeId, StorageId};
 
 /// Content of the file `format`: the version of the layout.
+const ADDRESS: &str = "address";
 const FORMAT: &str = "dlc data directory, format 1\n";
 /// Most member addresses that are kept; the newest list replaces the older one.
 const MEMBERS_MAX: usize = 1000;
@@ -53,6 +54,11 @@ pub struct DataDirectory {
     identity: Identity,
     /// The lock is the open file description's: it goes with the process, however that ends.
     _lock: File,
+}
+
+/// Where the node of the data directory `path` said that it listens; it may have died since.
+pub fn last_address(path: &Path) -> Option<SocketAddr> {
+    fs::read_to_string(path.join(ADDRESS)).ok()?.parse().ok()
 }
 
 impl DataDirectory {
@@ -132,6 +138,11 @@ impl DataDirectory {
         }
         self.identity.members = members;
         self.save()
+    }
+
+    /// Says where the node listens while it runs, for clients on this machine.
+    pub fn set_address(&self, addr: SocketAddr) -> Result<(), DiskError> {
+        replace_file(&self.path.join(ADDRESS), addr.to_string().as_bytes())
     }
 
     fn save(&self) -> Result<(), DiskError> {

@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 use crate::types::BlobId;
 
 pub use blobs::{BlobBatch, BlobReader, BlobWriter, Blobs, FREE_BYTES_MIN, Trailer};
-pub use identity::{DataDirectory, Identity};
+pub use identity::{DataDirectory, Identity, last_address};
 pub use journal::Journal;
 
 /// Why something is not on disk, or not what it should be.

@@ -191,6 +191,7 @@ impl Engine {
             device,
             network: network(manifest, weights, device)?,
         };
+        // Warm, and the number of outputs and the answers' finiteness are checked with it.
         engine.classify(&vec![0.0; engine.input.len()], 1)?;
         Ok(engine)
     }
@@ -277,27 +278,15 @@ impl Engine {
 /// The network that `manifest` describes, without having run it.
 fn network(manifest: &Manifest, bytes: &[u8], device: Device) -> Result<Network, ModelError> {
     let model = &manifest.name;
-    let labels = |outputs: i64| {
-        if outputs == manifest.labels.len() as i64 {
-            return Ok(());
-        }
-        Err(ModelError::Labels {
-            model: model.clone(),
-            labels: manifest.labels.len(),
-            outputs,
-        })
-    };
     Ok(match manifest.architecture {
-        Architecture::Lenet => {
-            let network = LeNet::load(Weights::from_safetensors(model, bytes)?, device)?;
-            labels(super::lenet::CLASSES)?;
-            Network::LeNet(network)
-        }
-        Architecture::Resnet50 => {
-            let network = ResNet50::load(Weights::from_safetensors(model, bytes)?, device)?;
-            labels(network.classes())?;
-            Network::ResNet50(network)
-        }
+        Architecture::Lenet => Network::LeNet(LeNet::load(
+            Weights::from_safetensors(model, bytes)?,
+            device,
+        )?),
+        Architecture::Resnet50 => Network::ResNet50(ResNet50::load(
+            Weights::from_safetensors(model, bytes)?,
+            device,
+        )?),
         Architecture::Torchscript => {
             let failed = |error| torch(model, &error);
             let mut module = CModule::load_data_on_device(&mut io::Cursor::new(bytes), device)

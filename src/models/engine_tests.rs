@@ -75,7 +75,10 @@ fn a_batch_of_the_wrong_length_is_refused() {
     let error = engine
         .classify(&[0.0; 783], 1)
         .expect_err("one number short");
-    assert!(error.to_string().contains("783"), "{error}");
+    assert!(
+        error.to_string().contains("a batch of 783 numbers"),
+        "{error}"
+    );
 }
 
 #[test]

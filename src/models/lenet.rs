@@ -136,6 +136,22 @@ mod tests {
     }
 
     #[test]
+    fn every_layer_but_the_last_cuts_off_negative_numbers() {
+        for layer in ["conv1", "conv2", "fc1", "fc2"] {
+            let mut tensors = tensors(0.01);
+            for (name, tensor) in &mut tensors {
+                if name.ends_with("bias") {
+                    let below = if name.starts_with(layer) { -1e3 } else { 0.0 };
+                    let _ = tensor.fill_(below);
+                }
+            }
+            let network = load(&tensors).expect("valid weights");
+            let logits = network.forward(&Tensor::ones([1, 1, 28, 28], (Kind::Float, Device::Cpu)));
+            assert_eq!(logits.abs().max().double_value(&[]), 0.0, "{layer}");
+        }
+    }
+
+    #[test]
     fn what_is_wrong_with_the_weights_is_named() {
         assert!(load(&tensors(0.0)).is_ok());
         let mut missing = tensors(0.0);

@@ -193,14 +193,20 @@ fn jpeg_is_complete(bytes: &[u8]) -> bool {
     }
 }
 
+/// Cuts a strip to the middle that is [`ASPECT_MAX`] times as long as it is wide.
+fn shorten(image: DynamicImage) -> DynamicImage {
+    let (width, height) = (image.width(), image.height());
+    let longest = width.min(height).saturating_mul(ASPECT_MAX);
+    if width.max(height) <= longest {
+        return image;
+    }
+    centre(&image, width.min(longest), height.min(longest))
+}
+
 /// Scales the shorter side to `resize` and cuts out the centre.
 fn fit(mut image: DynamicImage, input: &Input) -> DynamicImage {
-    let (width, height) = (image.width(), image.height());
-    let shorter = width.min(height);
-    let longest = shorter.saturating_mul(ASPECT_MAX);
-    if width.max(height) > longest {
-        image = centre(&image, width.min(longest), height.min(longest));
-    }
+    image = shorten(image);
+    let shorter = image.width().min(image.height());
     let side = input.shorter_side();
     if shorter != side {
         let scaled = |pixels: u32| {

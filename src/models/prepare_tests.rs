@@ -94,6 +94,14 @@ fn photographs_and_strips_reach_the_networks_shape() {
 }
 
 #[test]
+fn strips_are_cut_before_they_are_scaled() {
+    for (width, height, cut) in [(16_384, 2, (8, 2)), (3, 900, (3, 12)), (40, 10, (40, 10))] {
+        let image = shorten(gradient(width, height).into());
+        assert_eq!((image.width(), image.height()), cut);
+    }
+}
+
+#[test]
 fn what_is_no_image_is_refused_in_one_line() {
     let manifest = manifest(3, 8, 8, 8);
     let cases: [(&[u8], &str); 5] = [

@@ -204,11 +204,6 @@ impl ResNet50 {
         })
     }
 
-    /// Number of outputs.
-    pub fn classes(&self) -> i64 {
-        self.bias.size()[0]
-    }
-
     /// Logits of a batch.
     ///
     /// *Shape*: `[n, 3, h, w]` f32 to `[n, classes]` f32.
@@ -304,7 +299,6 @@ pub(super) mod tests {
         let bytes = to_safetensors(&tensors, None);
         let weights = Weights::from_safetensors("resnet50", &bytes).expect("valid file");
         let network = ResNet50::load(weights, Device::Cpu).expect("valid weights");
-        assert_eq!(network.classes(), 5);
         let batch = Tensor::randn([2, 3, 64, 64], (Kind::Float, Device::Cpu));
         let stem = network.stem.forward(&batch);
         assert_eq!(stem.size(), [2, 64, 32, 32]);

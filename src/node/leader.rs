@@ -12,6 +12,7 @@ use super::results::Results;
 use super::state::{Outcome, State, too_many_jobs};
 use super::{Node, live_holders, voters};
 use crate::consensus::{Entry, Payload, ReadId};
+use crate::planted::{self, Bug};
 use crate::schedule::jobs::{BATCH_MAX, Jobs, WEIGHT_MAX};
 use crate::schedule::{ScheduleOutput, Scheduler};
 use crate::store::repair::{Repair, RepairOutput};
@@ -222,6 +223,9 @@ impl Node {
         let Some(leading) = &mut self.leading else {
             return;
         };
+        if planted::is(Bug::NoRepair) {
+            return;
+        }
         let term = leading.term;
         for output in leading
             .repair

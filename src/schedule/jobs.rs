@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use serde::{Deserialize, Serialize};
 
 use super::timing::{RecentRows, Timing};
+use crate::planted::{self, Bug};
 use crate::types::{BlobId, Digest, JobId, NodeId, WallTime};
 use crate::wire::client::{JobInfo, JobStats, JobStatus, Row};
 use crate::wire::schedule::{FinishedTask, Input, Model, Outcome};
@@ -110,7 +111,9 @@ impl Job {
     fn finish(&mut self, task: &FinishedTask, at: WallTime) -> u64 {
         let before = self.order.len();
         for (input, outcome) in &task.rows {
-            if let Some(place @ None) = self.rows.get_mut(*input as usize) {
+            if let Some(place) = self.rows.get_mut(*input as usize)
+                && (place.is_none() || planted::is(Bug::RowTwice))
+            {
                 self.errors += u64::from(matches!(outcome, Outcome::Error(_)));
                 *place = Some(outcome.clone());
                 self.order.push(*input);

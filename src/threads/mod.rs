@@ -259,6 +259,7 @@ pub fn start(
     let (crew, endings) = Crew::new(clock);
     let fresh = StorageId(u128::from_le_bytes(random()?));
     let directory = DataDirectory::open(&settings.data_directory, &settings.name, fresh)?;
+    directory.set_address(bound.addr)?;
     let (journal, recovered) = Journal::open(directory.path())?;
     let (blobs, held) = Blobs::open(directory.path())?;
     let seed = u64::from_le_bytes(random()?);

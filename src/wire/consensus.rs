@@ -124,3 +124,42 @@ pub enum Content {
         round: u64,
     },
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{NodeId, StorageId};
+
+    #[test]
+    fn an_append_comes_back_from_its_bytes() {
+        let voter = Server {
+            node: NodeId::new("n1").unwrap(),
+            storage: StorageId(7),
+        };
+        let payloads = [
+            Payload::Empty,
+            Payload::Voters(vec![voter]),
+            Payload::Command(vec![9; 1000].into()),
+        ];
+        let entries = payloads.into_iter().zip(5..).map(|(payload, index)| Entry {
+            term: Term(3),
+            index: Index(index),
+            payload,
+        });
+        let message = Message {
+            term: Term(4),
+            content: Content::Append {
+                previous_index: Index(4),
+                previous_term: Term(2),
+                entries: entries.collect(),
+                commit: Index(4),
+                round: 8,
+            },
+        };
+        let config = bincode::config::standard();
+        let bytes = bincode::serde::encode_to_vec(&message, config).unwrap();
+        assert!(bytes.len() < 1100, "{} bytes", bytes.len());
+        let (back, used) = bincode::serde::decode_from_slice::<Message, _>(&bytes, config).unwrap();
+        assert_eq!((back, used), (message, bytes.len()));
+    }
+}

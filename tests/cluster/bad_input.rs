@@ -16,10 +16,16 @@ fn each_mistake_gets_its_own_words() {
         (&["put", "absent", "f"][..], "absent"),
         (&["put", "folder", "f"], "folder"),
         (&["get", "absent", "out"], "no file \"absent\""),
-        (&["get-versions", "absent", "2", "out"], "no file \"absent\""),
+        (
+            &["get-versions", "absent", "2", "out"],
+            "no file \"absent\"",
+        ),
         (&["delete", "absent"], "no file \"absent\""),
         (&["ls", "absent"], "no file \"absent\""),
-        (&["infer", "lenet", "x.png", "4"], "no model \"lenet\" is published"),
+        (
+            &["infer", "lenet", "x.png", "4"],
+            "no model \"lenet\" is published",
+        ),
         (&["tail", "7", "3"], "no job 7"),
         (&["upload_data", "absent/x.png", "3"], "absent"),
         (&["train", "vgg"], "vgg"),
@@ -27,14 +33,27 @@ fn each_mistake_gets_its_own_words() {
         let error = cluster.refused("n1", words);
         assert!(error.contains(says), "{words:?}: {error}");
     }
-    for words in [&["frobnicate"][..], &["put", "a"], &["infer", "lenet", "x.png", "0"], &["under"], &["pause", "0"]] {
+    for words in [
+        &["frobnicate"][..],
+        &["put", "a"],
+        &["infer", "lenet", "x.png", "0"],
+        &["under"],
+        &["pause", "0"],
+    ] {
         let said = cluster.dlc("n1", words);
         assert_eq!(said.status, 2, "{words:?}: {said:?}");
     }
     // A target folder that is not there: nothing appears, the error names it.
     cluster.ok("n1", &["put", "in", "f"]);
-    assert!(cluster.refused("n1", &["get", "f", "no/such/folder/out"]).contains("no/such/folder"));
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    assert!(
+        cluster
+            .refused("n1", &["get", "f", "no/such/folder/out"])
+            .contains("no/such/folder")
+    );
+    let free = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
     assert_eq!(dlc(free, dir, &["list_mem"]).status, 2, "no node there");
 
     // A port in use, a data directory in use, a name in use.
@@ -46,7 +65,10 @@ fn each_mistake_gets_its_own_words() {
     let mut same = start(same, &dir.join("same.log")).expect("binds its sockets before it joins");
     let status = same.wait(Duration::from_secs(20));
     let log = std::fs::read_to_string(dir.join("same.log")).unwrap();
-    assert!(status.is_none_or(|status| !status.success()) && log.contains("n1"), "{status:?}: {log}");
+    assert!(
+        status.is_none_or(|status| !status.success()) && log.contains("n1"),
+        "{status:?}: {log}"
+    );
     drop(same);
     let locked = std::process::Command::new(executable("node"))
         .args(["--name", "n1", "--data-dir"])
@@ -74,7 +96,11 @@ fn an_introducer_that_is_not_there_is_waited_for() {
     let error = cluster.refused("n1", &["join"]);
     assert!(error.contains("introducer"), "{error}");
     // It goes on trying: once the introducer is up, the node is in.
-    let again = start(introducer_command(dir, &introducer), &dir.join("introducer.log")).unwrap();
+    let again = start(
+        introducer_command(dir, &introducer),
+        &dir.join("introducer.log"),
+    )
+    .unwrap();
     cluster.wait_for_members(1);
     drop(again);
 }
@@ -90,5 +116,9 @@ fn an_unreadable_file_is_named() {
         eprintln!("SKIPPED: this user may read everything");
         return;
     }
-    assert!(cluster.refused("n1", &["put", "secret", "f"]).contains("secret"));
+    assert!(
+        cluster
+            .refused("n1", &["put", "secret", "f"])
+            .contains("secret")
+    );
 }

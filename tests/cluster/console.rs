@@ -17,17 +17,32 @@ fn the_console_speaks_the_seeds_words() {
     let mut say = |cluster: &mut Cluster, node: &str, line: &str, lines: usize| -> Vec<String> {
         let process = cluster.nodes.get_mut(node).unwrap();
         process.type_line(line);
-        (0..lines).map(|_| process.line(patience).unwrap_or_else(|| panic!("{node}: {line}"))).collect()
+        (0..lines)
+            .map(|_| {
+                process
+                    .line(patience)
+                    .unwrap_or_else(|| panic!("{node}: {line}"))
+            })
+            .collect()
     };
     let early = say(&mut cluster, "n1", "list_mem", 1);
-    assert!(early[0].contains("not joined") && early[0].contains("join"), "{early:?}");
+    assert!(
+        early[0].contains("not joined") && early[0].contains("join"),
+        "{early:?}"
+    );
     for name in ["n1", "n2", "n3", "n4"] {
         let joined = say(&mut cluster, name, "join", 1);
-        assert!(joined[0].starts_with(&format!("Joined as {name}:")), "{joined:?}");
+        assert!(
+            joined[0].starts_with(&format!("Joined as {name}:")),
+            "{joined:?}"
+        );
     }
     cluster.wait_for_members(4);
     let own = say(&mut cluster, "n1", "list_self", 1);
-    assert!(own[0].starts_with("n1:") && own[0].len() == "n1:23:04:40".len(), "{own:?}");
+    assert!(
+        own[0].starts_with("n1:") && own[0].len() == "n1:23:04:40".len(),
+        "{own:?}"
+    );
     let members = say(&mut cluster, "n1", "list_mem", 8);
     assert_eq!(members[1], "| Process IDs |");
     assert_eq!(members[3], format!("| {} |", own[0]));
@@ -37,16 +52,39 @@ fn the_console_speaks_the_seeds_words() {
     let put = say(&mut cluster, "n1", &format!("put {local} vm1.log"), 2);
     assert_eq!(put[0], "File uploaded successfully");
     assert!(put[1].starts_with("version 0, 6 bytes"), "{put:?}");
-    assert_eq!(say(&mut cluster, "n2", &format!("get vm1.log {local}.copy"), 1), ["File downloaded successfully"]);
-    let versions = say(&mut cluster, "n2", &format!("get-versions vm1.log 1 {local}"), 2);
+    assert_eq!(
+        say(&mut cluster, "n2", &format!("get vm1.log {local}.copy"), 1),
+        ["File downloaded successfully"]
+    );
+    let versions = say(
+        &mut cluster,
+        "n2",
+        &format!("get-versions vm1.log 1 {local}"),
+        2,
+    );
     assert!(versions[1].contains("vm1_v0.log"), "{versions:?}");
     assert_eq!(std::fs::read(dir.join("vm1_v0.log")).unwrap(), b"hello\n");
-    assert_eq!(say(&mut cluster, "n3", "ls vm1.log", 8)[1], "| Process IDs |");
+    assert_eq!(
+        say(&mut cluster, "n3", "ls vm1.log", 8)[1],
+        "| Process IDs |"
+    );
     let store = say(&mut cluster, "n3", "store", 5);
-    assert_eq!((store[1].as_str(), store[3].as_str()), ("| SDFS File Names |", "|   vm1_v0.log    |"));
-    assert_eq!(say(&mut cluster, "n4", "job_info", 3)[1], "| Job ID | Job Type | Job Status | Batch_size | Dataset |");
-    assert!(say(&mut cluster, "n4", "job_stats", 3)[1].contains("| 10_sec_rate | total_rate | assigned_nodes |"));
-    assert_eq!(say(&mut cluster, "n4", "delete vm1.log", 1), ["File deleted successfully"]);
+    assert_eq!(
+        (store[1].as_str(), store[3].as_str()),
+        ("| SDFS File Names |", "|   vm1_v0.log    |")
+    );
+    assert_eq!(
+        say(&mut cluster, "n4", "job_info", 3)[1],
+        "| Job ID | Job Type | Job Status | Batch_size | Dataset |"
+    );
+    assert!(
+        say(&mut cluster, "n4", "job_stats", 3)[1]
+            .contains("| 10_sec_rate | total_rate | assigned_nodes |")
+    );
+    assert_eq!(
+        say(&mut cluster, "n4", "delete vm1.log", 1),
+        ["File deleted successfully"]
+    );
 
     for (bad, says) in [
         ("frobnicate", "unknown command"),
@@ -58,12 +96,19 @@ fn the_console_speaks_the_seeds_words() {
         ("put 'open quote", "quote"),
     ] {
         let error = say(&mut cluster, "n1", bad, 1);
-        assert!(error[0].starts_with("error: ") && error[0].contains(says), "{bad}: {error:?}");
+        assert!(
+            error[0].starts_with("error: ") && error[0].contains(says),
+            "{bad}: {error:?}"
+        );
     }
     // The end of the input leaves the node running.
     cluster.nodes.get_mut("n1").unwrap().close_stdin();
     cluster.ok("n1", &["list_self"]);
     assert_eq!(say(&mut cluster, "n2", "leave", 1), ["Left the cluster"]);
-    let status = cluster.nodes.get_mut("n2").unwrap().wait(Duration::from_secs(15));
+    let status = cluster
+        .nodes
+        .get_mut("n2")
+        .unwrap()
+        .wait(Duration::from_secs(15));
     assert_eq!(status.and_then(|status| status.code()), Some(0));
 }

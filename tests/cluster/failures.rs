@@ -9,7 +9,10 @@ use crate::harness::{Cluster, wait_until};
 use crate::jobs::{digits, result, wait_for_job};
 
 fn copies(cluster: &Cluster, node: &str, name: &str) -> usize {
-    cluster.json(node, &["ls", name])["replicas"].as_array().unwrap().len()
+    cluster.json(node, &["ls", name])["replicas"]
+        .as_array()
+        .unwrap()
+        .len()
 }
 
 #[test]
@@ -21,12 +24,23 @@ fn a_job_survives_a_worker_and_the_coordinator() {
     cluster.ok("n1", &["train", "lenet"]);
     cluster.ok("n1", &["upload_data", "digit.png", "3000"]);
     let leader = cluster.coordinator("n1").unwrap();
-    let mut others: Vec<String> = cluster.nodes.keys().filter(|name| **name != leader).cloned().collect();
+    let mut others: Vec<String> = cluster
+        .nodes
+        .keys()
+        .filter(|name| **name != leader)
+        .cloned()
+        .collect();
     let worker = others.pop().unwrap();
     let client = others[0].clone();
     cluster.ok(&client, &["infer", "lenet", "digit.png", "1"]);
-    let count = |cluster: &Cluster| cluster.json(&client, &["job_stats"])["jobs"][0]["count"].as_u64().unwrap();
-    wait_until("a tenth is done", Duration::from_secs(30), || count(&cluster) >= 300);
+    let count = |cluster: &Cluster| {
+        cluster.json(&client, &["job_stats"])["jobs"][0]["count"]
+            .as_u64()
+            .unwrap()
+    };
+    wait_until("a tenth is done", Duration::from_secs(30), || {
+        count(&cluster) >= 300
+    });
     cluster.kill(&worker);
     assert!(count(&cluster) < 3000, "killed in mid-job");
     cluster.kill(&leader);
@@ -37,13 +51,19 @@ fn a_job_survives_a_worker_and_the_coordinator() {
     assert_eq!(count(&cluster), 3000);
     cluster.wait_for_members(3);
     assert_ne!(cluster.coordinator(&client).unwrap(), leader);
-    wait_until("three copies on three nodes", Duration::from_secs(30), || copies(&cluster, &client, "0.csv") == 3);
+    wait_until(
+        "three copies on three nodes",
+        Duration::from_secs(30),
+        || copies(&cluster, &client, "0.csv") == 3,
+    );
 
     // The dead come back on their disks and take part again.
     cluster.start(&worker);
     cluster.start(&leader);
     cluster.wait_for_members(5);
-    wait_until("four copies again", Duration::from_secs(30), || copies(&cluster, &worker, "0.csv") == 4);
+    wait_until("four copies again", Duration::from_secs(30), || {
+        copies(&cluster, &worker, "0.csv") == 4
+    });
     assert_eq!(result(&cluster, &worker).len(), 3000);
 }
 
@@ -65,7 +85,10 @@ fn a_whole_cluster_restarts_on_its_disks() {
     cluster.wait_for_members(4);
     for number in 0..20u8 {
         cluster.ok("n2", &["get", &format!("file{number}"), "out"]);
-        assert_eq!(std::fs::read(dir.join("out")).unwrap(), vec![number; 1000 * number as usize]);
+        assert_eq!(
+            std::fs::read(dir.join("out")).unwrap(),
+            vec![number; 1000 * number as usize]
+        );
     }
     std::fs::write(dir.join("in"), "next").unwrap();
     assert_eq!(cluster.json("n3", &["put", "in", "file7"])["version"], 1);
@@ -77,7 +100,11 @@ fn leave_and_signals_end_in_order() {
     let dir = dir.path();
     let mut cluster = Cluster::with_nodes(dir, 5);
     cluster.ok("n2", &["leave"]);
-    let status = cluster.nodes.get_mut("n2").unwrap().wait(Duration::from_secs(15));
+    let status = cluster
+        .nodes
+        .get_mut("n2")
+        .unwrap()
+        .wait(Duration::from_secs(15));
     assert_eq!(status.and_then(|status| status.code()), Some(0));
     cluster.nodes.remove("n2");
     cluster.wait_for_members(4);
@@ -85,7 +112,9 @@ fn leave_and_signals_end_in_order() {
         let name = cluster.nodes.keys().last().unwrap().clone();
         let mut node = cluster.nodes.remove(&name).unwrap();
         node.signal(signal);
-        let status = node.wait(Duration::from_secs(15)).unwrap_or_else(|| panic!("{name} does not stop"));
+        let status = node
+            .wait(Duration::from_secs(15))
+            .unwrap_or_else(|| panic!("{name} does not stop"));
         assert_eq!(status.code(), Some(0), "{name}");
     }
     cluster.introducer.signal(Signal::TERM);
@@ -99,17 +128,27 @@ fn fewer_than_four_nodes_keep_what_they_can() {
     let dir = dir.path();
     let mut cluster = Cluster::with_nodes(dir, 1);
     std::fs::write(dir.join("in"), "alone").unwrap();
-    assert_eq!(cluster.json("n1", &["put", "in", "file"])["replicas"].as_array().unwrap().len(), 1);
+    assert_eq!(
+        cluster.json("n1", &["put", "in", "file"])["replicas"]
+            .as_array()
+            .unwrap()
+            .len(),
+        1
+    );
     for (count, name) in [(2, "n2"), (3, "n3"), (4, "n4"), (5, "n5")] {
         cluster.start(name);
         cluster.wait_for_members(count);
         let wanted = count.min(4);
-        wait_until("copies follow", Duration::from_secs(20), || copies(&cluster, "n1", "file") == wanted);
+        wait_until("copies follow", Duration::from_secs(20), || {
+            copies(&cluster, "n1", "file") == wanted
+        });
     }
     // Killed in the middle of the log's life, with the voters grown from one to five.
     cluster.kill("n1");
-    wait_until("the file outlives its first node", Duration::from_secs(20), || {
-        cluster.dlc("n2", &["get", "file", "out"]).status == 0
-    });
+    wait_until(
+        "the file outlives its first node",
+        Duration::from_secs(20),
+        || cluster.dlc("n2", &["get", "file", "out"]).status == 0,
+    );
     assert_eq!(std::fs::read(dir.join("out")).unwrap(), b"alone");
 }

@@ -18,15 +18,21 @@ const START: Duration = Duration::from_secs(30);
 
 /// Where the executables are: `target/release` of this build, or `DLC_BIN`.
 pub fn executable(name: &str) -> PathBuf {
-    let folder = std::env::var_os("DLC_BIN").map(PathBuf::from).unwrap_or_else(|| {
-        let mut folder = std::env::current_exe().expect("own path");
-        // target/PROFILE/deps/test or target/PROFILE/examples/demo
-        folder.pop();
-        folder.pop();
-        folder.with_file_name("release")
-    });
+    let folder = std::env::var_os("DLC_BIN")
+        .map(PathBuf::from)
+        .unwrap_or_else(|| {
+            let mut folder = std::env::current_exe().expect("own path");
+            // target/PROFILE/deps/test or target/PROFILE/examples/demo
+            folder.pop();
+            folder.pop();
+            folder.with_file_name("release")
+        });
     let path = folder.join(name);
-    assert!(path.exists(), "{} is missing: run `make build` first", path.display());
+    assert!(
+        path.exists(),
+        "{} is missing: run `make build` first",
+        path.display()
+    );
     path
 }
 
@@ -42,8 +48,15 @@ pub struct Process {
 impl Process {
     /// Starts `command` and waits for its first line, `listening HOST:PORT`.
     fn start(mut command: Command, log: &Path) -> Result<Process, String> {
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(log).map_err(|e| e.to_string())?;
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log);
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(log)
+            .map_err(|e| e.to_string())?;
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(log);
         // A test that is killed takes its processes along.
         // SAFETY: the closure makes one system call and allocates nothing.
         unsafe {
@@ -52,19 +65,35 @@ impl Process {
                 rustix::process::set_parent_process_death_signal(signal).map_err(Into::into)
             });
         }
-        let mut child = command.spawn().map_err(|error| format!("{command:?}: {error}"))?;
+        let mut child = command
+            .spawn()
+            .map_err(|error| format!("{command:?}: {error}"))?;
         let stdin = child.stdin.take();
         let stdout = BufReader::new(child.stdout.take().expect("piped"));
         let (sender, lines) = mpsc::channel();
-        std::thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        std::thread::spawn(move || {
+            stdout
+                .lines()
+                .map_while(Result::ok)
+                .try_for_each(|line| sender.send(line))
+        });
         let unset = SocketAddr::from(([0, 0, 0, 0], 0));
-        let mut process = Process { child, stdin, lines, addr: unset };
+        let mut process = Process {
+            child,
+            stdin,
+            lines,
+            addr: unset,
+        };
         let first = process.line(START).ok_or_else(|| {
             let status = process.child.try_wait().ok().flatten();
             format!("no first line; exit status {status:?}")
         })?;
-        let addr = first.strip_prefix("listening ").ok_or_else(|| format!("first line is {first:?}"))?;
-        process.addr = addr.parse().map_err(|_| format!("first line is {first:?}"))?;
+        let addr = first
+            .strip_prefix("listening ")
+            .ok_or_else(|| format!("first line is {first:?}"))?;
+        process.addr = addr
+            .parse()
+            .map_err(|_| format!("first line is {first:?}"))?;
         Ok(process)
     }
 
@@ -76,7 +105,9 @@ impl Process {
     /// Types a line into the console.
     pub fn type_line(&mut self, line: &str) {
         let stdin = self.stdin.as_mut().expect("stdin is open");
-        writeln!(stdin, "{line}").and_then(|()| stdin.flush()).expect("the console reads");
+        writeln!(stdin, "{line}")
+            .and_then(|()| stdin.flush())
+            .expect("the console reads");
     }
 
     /// Ends the console's input.
@@ -146,7 +177,10 @@ impl Cluster {
     /// An introducer in `dir`, without nodes. Models come from the project's `models/`.
     pub fn new(dir: &Path) -> Cluster {
         std::fs::create_dir_all(dir).expect("directory for the cluster");
-        let introducer = Process::start(introducer_command(dir, "127.0.0.1:0"), &dir.join("introducer.log"));
+        let introducer = Process::start(
+            introducer_command(dir, "127.0.0.1:0"),
+            &dir.join("introducer.log"),
+        );
         let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
         Cluster {
             dir: dir.into(),
@@ -179,16 +213,26 @@ impl Cluster {
     /// The command line of a node on the data directory `data`.
     pub fn node_command_in(&self, name: &str, data: &Path, arguments: &[&str]) -> Command {
         let mut command = Command::new(executable("node"));
-        command.args(["--name", name, "--introducer", &self.introducer.addr.to_string()]);
+        command.args([
+            "--name",
+            name,
+            "--introducer",
+            &self.introducer.addr.to_string(),
+        ]);
         command.arg("--data-dir").arg(data);
-        command.arg("--models").arg(&self.models).arg("--cluster-key").arg(self.dir.join("cluster.key"));
+        command
+            .arg("--models")
+            .arg(&self.models)
+            .arg("--cluster-key")
+            .arg(self.dir.join("cluster.key"));
         command.args(["--threads", "1"]).args(arguments);
         command
     }
 
     /// Starts a node that joins.
     pub fn start(&mut self, name: &str) {
-        self.start_with(name, &["--join"]).unwrap_or_else(|why| panic!("node {name}: {why}"));
+        self.start_with(name, &["--join"])
+            .unwrap_or_else(|why| panic!("node {name}: {why}"));
     }
 
     /// Starts a node with these further arguments.
@@ -201,7 +245,10 @@ impl Cluster {
 
     /// kill -9 of a node.
     pub fn kill(&mut self, name: &str) {
-        self.nodes.remove(name).unwrap_or_else(|| panic!("{name} runs")).kill();
+        self.nodes
+            .remove(name)
+            .unwrap_or_else(|| panic!("{name} runs"))
+            .kill();
     }
 
     /// Runs `dlc` on the node `node`.
@@ -234,19 +281,28 @@ impl Cluster {
     pub fn coordinator(&self, node: &str) -> Option<String> {
         let members = self.json(node, &["list_mem"]);
         let members = members["members"].as_array()?.clone();
-        let leader = members.into_iter().find(|member| member["role"] == "coordinator")?;
+        let leader = members
+            .into_iter()
+            .find(|member| member["role"] == "coordinator")?;
         Some(leader["name"].as_str()?.into())
     }
 
     /// Waits until every node sees `count` members and a coordinator among them.
     pub fn wait_for_members(&self, count: usize) {
         for node in self.nodes.keys() {
-            wait_until(&format!("{node} sees {count} members"), Duration::from_secs(30), || {
-                let said = self.dlc(node, &["--json", "list_mem"]);
-                let Ok(shown) = serde_json::from_str::<Value>(&said.stdout) else { return false };
-                let members = shown["members"].as_array().cloned().unwrap_or_default();
-                members.len() == count && members.iter().any(|member| member["role"] == "coordinator")
-            });
+            wait_until(
+                &format!("{node} sees {count} members"),
+                Duration::from_secs(30),
+                || {
+                    let said = self.dlc(node, &["--json", "list_mem"]);
+                    let Ok(shown) = serde_json::from_str::<Value>(&said.stdout) else {
+                        return false;
+                    };
+                    let members = shown["members"].as_array().cloned().unwrap_or_default();
+                    members.len() == count
+                        && members.iter().any(|member| member["role"] == "coordinator")
+                },
+            );
         }
     }
 }
@@ -254,7 +310,10 @@ impl Cluster {
 /// The command line of an introducer in `dir`.
 pub fn introducer_command(dir: &Path, listen: &str) -> Command {
     let mut command = Command::new(executable("introducer"));
-    command.args(["--listen", listen]).arg("--data-dir").arg(dir.join("introducer"));
+    command
+        .args(["--listen", listen])
+        .arg("--data-dir")
+        .arg(dir.join("introducer"));
     command.arg("--cluster-key").arg(dir.join("cluster.key"));
     command
 }
@@ -267,7 +326,10 @@ pub fn start(command: Command, log: &Path) -> Result<Process, String> {
 /// Runs `dlc` in `dir` on the node at `addr`.
 pub fn dlc(addr: SocketAddr, dir: &Path, words: &[&str]) -> Said {
     let mut command = Command::new(executable("dlc"));
-    command.current_dir(dir).args(["--node", &addr.to_string()]).args(words);
+    command
+        .current_dir(dir)
+        .args(["--node", &addr.to_string()])
+        .args(words);
     let output = command.stdin(Stdio::null()).output().expect("dlc runs");
     Said {
         status: output.status.code().unwrap_or(-1),

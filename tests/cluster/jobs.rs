@@ -35,8 +35,16 @@ pub fn result(cluster: &Cluster, node: &str) -> BTreeMap<String, Result<String, 
     let mut rows = BTreeMap::new();
     for line in text.lines().skip(1) {
         let fields: Vec<&str> = line.splitn(4, ',').collect();
-        let outcome = if fields[3].is_empty() { Ok(fields[1].into()) } else { Err(fields[3].into()) };
-        assert!(rows.insert(fields[0].to_string(), outcome).is_none(), "{} twice", fields[0]);
+        let outcome = if fields[3].is_empty() {
+            Ok(fields[1].into())
+        } else {
+            Err(fields[3].into())
+        };
+        assert!(
+            rows.insert(fields[0].to_string(), outcome).is_none(),
+            "{} twice",
+            fields[0]
+        );
     }
     rows
 }
@@ -45,13 +53,23 @@ pub fn result(cluster: &Cluster, node: &str) -> BTreeMap<String, Result<String, 
 fn a_job_classifies_digits_and_names_bad_inputs() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    let Some(labels) = digits(dir, 200) else { return };
+    let Some(labels) = digits(dir, 200) else {
+        return;
+    };
     let cluster = Cluster::with_nodes(dir, 4);
     let trained = cluster.json("n2", &["train"]);
     assert_eq!(trained["models"][0]["name"], "lenet");
     assert_eq!(trained["skipped"][0], "resnet50", "its weights come later");
-    assert!(cluster.refused("n1", &["infer", "lenet", "digit.png", "5"]).contains("matches no file"));
-    assert!(cluster.refused("n1", &["infer", "vgg", "digit.png", "5"]).contains("lenet"));
+    assert!(
+        cluster
+            .refused("n1", &["infer", "lenet", "digit.png", "5"])
+            .contains("matches no file")
+    );
+    assert!(
+        cluster
+            .refused("n1", &["infer", "vgg", "digit.png", "5"])
+            .contains("lenet")
+    );
     cluster.ok("n1", &["upload_data", "digit.png", "200"]);
     std::fs::write(dir.join("text"), "this is no picture").unwrap();
     cluster.ok("n1", &["put", "text", "digit900.png"]);
@@ -59,19 +77,36 @@ fn a_job_classifies_digits_and_names_bad_inputs() {
     std::fs::write(dir.join("cut"), &whole[..whole.len() / 2]).unwrap();
     cluster.ok("n1", &["put", "cut", "digit901.png"]);
 
-    assert_eq!(cluster.json("n3", &["infer", "lenet", "digit.png", "8"])["job"], 0);
+    assert_eq!(
+        cluster.json("n3", &["infer", "lenet", "digit.png", "8"])["job"],
+        0
+    );
     wait_for_job(&cluster, "n4");
     let rows = result(&cluster, "n1");
     assert_eq!(rows.len(), 202);
-    let right = |(number, label): &(usize, &u8)| rows[&format!("digit{number}.png")] == Ok(label.to_string());
+    let right = |(number, label): &(usize, &u8)| {
+        rows[&format!("digit{number}.png")] == Ok(label.to_string())
+    };
     let right = labels.iter().enumerate().filter(right).count();
     assert!(right >= 194, "{right} of 200 right");
     assert!(rows["digit900.png"].is_err() && rows["digit901.png"].is_err());
 
     let stats = cluster.json("n1", &["job_stats"])["jobs"][0].clone();
-    assert_eq!((&stats["count"], &stats["total"], &stats["errors"]), (&202.into(), &202.into(), &2.into()));
+    assert_eq!(
+        (&stats["count"], &stats["total"], &stats["errors"]),
+        (&202.into(), &202.into(), &2.into())
+    );
     assert_eq!(stats["assigned_nodes"].as_array().unwrap().len(), 0);
     let info = cluster.json("n1", &["job_info"])["jobs"][0].clone();
-    assert_eq!((&info["type"], &info["batch_size"], &info["dataset"]), (&"lenet".into(), &8.into(), &"digit.png".into()));
-    assert_eq!(cluster.json("n1", &["tail", "0", "3"])["rows"].as_array().unwrap().len(), 3);
+    assert_eq!(
+        (&info["type"], &info["batch_size"], &info["dataset"]),
+        (&"lenet".into(), &8.into(), &"digit.png".into())
+    );
+    assert_eq!(
+        cluster.json("n1", &["tail", "0", "3"])["rows"]
+            .as_array()
+            .unwrap()
+            .len(),
+        3
+    );
 }

@@ -67,8 +67,14 @@ fn demo() -> Result<()> {
     show(&mut client, "train")?;
 
     let before = Instant::now();
-    show(&mut client, &format!("upload_data {}/digits/digit.png {DIGITS}", dir.display()))?;
-    println!("({:.0} files/s, 4 copies each)\n", DIGITS as f64 / before.elapsed().as_secs_f64());
+    show(
+        &mut client,
+        &format!("upload_data {}/digits/digit.png {DIGITS}", dir.display()),
+    )?;
+    println!(
+        "({:.0} files/s, 4 copies each)\n",
+        DIGITS as f64 / before.elapsed().as_secs_f64()
+    );
     show(&mut client, "ls digit0.png")?;
 
     let before = Instant::now();
@@ -76,7 +82,10 @@ fn demo() -> Result<()> {
     let job = answer.json["job"].as_u64().context("a job id")?;
     let mut client = kill_in_mid_job(&mut cluster, client, job)?;
     wait_for_completion(&mut client, job)?;
-    println!("(classified in {:.1} s, both kills included)\n", before.elapsed().as_secs_f64());
+    println!(
+        "(classified in {:.1} s, both kills included)\n",
+        before.elapsed().as_secs_f64()
+    );
 
     show(&mut client, "job_info")?;
     show(&mut client, "job_stats")?;
@@ -91,23 +100,38 @@ fn demo() -> Result<()> {
 
 /// Writes the test digits as PNG files; their labels by number.
 fn write_digits(root: &Path, dir: &Path) -> Result<Vec<u8>> {
-    let digits = mnist::read(&root.join("data/mnist"), Split::Test).context("run `make data` first")?;
+    let digits =
+        mnist::read(&root.join("data/mnist"), Split::Test).context("run `make data` first")?;
     mnist::write_digits(&digits, &dir.join("digits"))?;
-    ensure!(digits.len() as u64 == DIGITS, "{} test digits", digits.len());
+    ensure!(
+        digits.len() as u64 == DIGITS,
+        "{} test digits",
+        digits.len()
+    );
     Ok(digits.labels)
 }
 
 fn stats(client: &mut Client, job: u64) -> Result<Value> {
     let answer = quiet(client, "job_stats")?;
     let jobs = answer.json["jobs"].as_array().cloned().unwrap_or_default();
-    jobs.into_iter().find(|shown| shown["job"] == job).context("the job in job_stats")
+    jobs.into_iter()
+        .find(|shown| shown["job"] == job)
+        .context("the job in job_stats")
 }
 
 fn coordinator(client: &mut Client) -> Result<String> {
     let answer = quiet(client, "list_mem")?;
-    let members = answer.json["members"].as_array().cloned().unwrap_or_default();
-    let leader = members.into_iter().find(|member| member["role"] == "coordinator");
-    Ok(leader.context("a coordinator")?["name"].as_str().context("its name")?.into())
+    let members = answer.json["members"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    let leader = members
+        .into_iter()
+        .find(|member| member["role"] == "coordinator");
+    Ok(leader.context("a coordinator")?["name"]
+        .as_str()
+        .context("its name")?
+        .into())
 }
 
 /// Kills a worker and then the coordinator at the shares of [`KILLS`]; gives a client of a survivor.
@@ -115,14 +139,28 @@ fn kill_in_mid_job(cluster: &mut Cluster, mut client: Client, job: u64) -> Resul
     for (at, percent) in KILLS.iter().enumerate() {
         let leader = coordinator(&mut client)?;
         let victim = if at == 0 {
-            cluster.nodes.keys().rev().find(|name| **name != leader).context("a worker")?.clone()
+            cluster
+                .nodes
+                .keys()
+                .rev()
+                .find(|name| **name != leader)
+                .context("a worker")?
+                .clone()
         } else {
             leader
         };
-        let survivor = cluster.nodes.iter().find(|(name, _)| **name != victim).context("a survivor")?.1.addr;
+        let survivor = cluster
+            .nodes
+            .iter()
+            .find(|(name, _)| **name != victim)
+            .context("a survivor")?
+            .1
+            .addr;
         client = Client::new(survivor);
         let reached = loop {
-            let count = stats(&mut client, job)?["count"].as_u64().context("a count")?;
+            let count = stats(&mut client, job)?["count"]
+                .as_u64()
+                .context("a count")?;
             if count * 100 >= percent * DIGITS {
                 break count;
             }
@@ -131,9 +169,17 @@ fn kill_in_mid_job(cluster: &mut Cluster, mut client: Client, job: u64) -> Resul
         let what = if at == 0 { "worker" } else { "coordinator" };
         println!("kill -9 of the {what} {victim} at {reached} of {DIGITS}");
         ensure!(reached < DIGITS, "the kill of {victim} was not in mid-job");
-        let count = stats(&mut client, job)?["count"].as_u64().context("a count")?;
-        ensure!(count < DIGITS, "the kill of {victim} was not in mid-job: the job had ended");
-        ensure!(count >= reached, "finished queries were forgotten: {reached}, then {count}");
+        let count = stats(&mut client, job)?["count"]
+            .as_u64()
+            .context("a count")?;
+        ensure!(
+            count < DIGITS,
+            "the kill of {victim} was not in mid-job: the job had ended"
+        );
+        ensure!(
+            count >= reached,
+            "finished queries were forgotten: {reached}, then {count}"
+        );
     }
     Ok(client)
 }
@@ -143,11 +189,18 @@ fn wait_for_completion(client: &mut Client, job: u64) -> Result<()> {
     loop {
         let jobs = quiet(client, "job_info")?.json;
         let jobs = jobs["jobs"].as_array().cloned().unwrap_or_default();
-        let shown = jobs.iter().find(|shown| shown["job"] == job).context("the job in job_info")?;
+        let shown = jobs
+            .iter()
+            .find(|shown| shown["job"] == job)
+            .context("the job in job_info")?;
         match shown["status"].as_str() {
             Some("COMPLETED") => return Ok(()),
             Some("FAILED" | "CANCELLED") => bail!("the job ended as {}", shown["status"]),
-            _ => ensure!(Instant::now() < end, "the job does not end: {}", stats(client, job)?),
+            _ => ensure!(
+                Instant::now() < end,
+                "the job does not end: {}",
+                stats(client, job)?
+            ),
         }
         std::thread::sleep(Duration::from_millis(50));
     }
@@ -157,19 +210,43 @@ fn wait_for_completion(client: &mut Client, job: u64) -> Result<()> {
 fn check(result: &PathBuf, labels: &[u8]) -> Result<()> {
     let text = std::fs::read_to_string(result)?;
     let mut lines = text.lines();
-    ensure!(lines.next() == Some("file,label,confidence,error"), "the header of the result file");
+    ensure!(
+        lines.next() == Some("file,label,confidence,error"),
+        "the header of the result file"
+    );
     let mut rows: BTreeMap<usize, String> = BTreeMap::new();
     for line in lines {
         let fields: Vec<&str> = line.split(',').collect();
-        let number = fields[0].strip_prefix("digit").and_then(|rest| rest.strip_suffix(".png"));
-        let number: usize = number.and_then(|digits| digits.parse().ok()).with_context(|| line.to_string())?;
-        ensure!(number < labels.len() && fields.len() == 4 && fields[3].is_empty(), "row {line:?}");
-        ensure!(rows.insert(number, fields[1].into()).is_none(), "digit{number}.png has two rows");
+        let number = fields[0]
+            .strip_prefix("digit")
+            .and_then(|rest| rest.strip_suffix(".png"));
+        let number: usize = number
+            .and_then(|digits| digits.parse().ok())
+            .with_context(|| line.to_string())?;
+        ensure!(
+            number < labels.len() && fields.len() == 4 && fields[3].is_empty(),
+            "row {line:?}"
+        );
+        ensure!(
+            rows.insert(number, fields[1].into()).is_none(),
+            "digit{number}.png has two rows"
+        );
     }
-    ensure!(rows.len() == labels.len(), "{} rows for {} inputs", rows.len(), labels.len());
-    let right = rows.iter().filter(|(number, label)| labels[**number].to_string() == **label).count();
+    ensure!(
+        rows.len() == labels.len(),
+        "{} rows for {} inputs",
+        rows.len(),
+        labels.len()
+    );
+    let right = rows
+        .iter()
+        .filter(|(number, label)| labels[**number].to_string() == **label)
+        .count();
     let accuracy = right as f64 * 100.0 / labels.len() as f64;
-    println!("{} rows, each input exactly once; accuracy {accuracy:.2} %", rows.len());
+    println!(
+        "{} rows, each input exactly once; accuracy {accuracy:.2} %",
+        rows.len()
+    );
     ensure!(accuracy >= ACCURACY, "accuracy is below {ACCURACY} %");
     Ok(())
 }

@@ -62,8 +62,8 @@ impl Sim {
         };
         self.unreplicated(leader).or_else(|| self.too_few_copies(leader)).or_else(|| {
             let jobs = &self.hosts[leader].process()?.node.state().jobs;
-            let open = jobs.iter().find(|job| job.status != JobStatus::Completed)?;
-            Some(("P7", format!("job {} is {:?}", open.id, open.status)))
+            let open = jobs.jobs().find(|job| job.status(true) != JobStatus::Completed)?;
+            Some(("P7", format!("job {} is {:?}", open.id, open.status(true))))
         })
     }
 
@@ -119,7 +119,7 @@ impl Sim {
             self.clients.histories.iter().map(|(name, _)| name.clone()).collect();
         let jobs: Vec<JobId> = self.hosts[leader]
             .process()
-            .map(|process| process.node.state().jobs.iter().map(|job| job.id).collect())
+            .map(|process| process.node.state().jobs.jobs().map(|job| job.id).collect())
             .unwrap_or_default();
         self.watchers.auditing = names.len() + jobs.len() + 1;
         for name in names {

@@ -255,12 +255,11 @@ impl Catalog {
     pub fn check_invariants(&self) {
         let mut named = 0;
         for (name, file) in &self.files {
-            let mut version = file.next.0 - file.versions.len() as u64;
-            for blob in &file.versions {
+            let first = file.next.0 - file.versions.len() as u64;
+            for (version, blob) in (first..).zip(&file.versions) {
                 let record = &self.blobs[blob];
                 assert!(record.named && record.name == *name && record.blob == *blob);
                 assert_eq!(record.version.0, version, "{name} has a gap");
-                version += 1;
                 named += 1;
             }
             assert!(name.job().is_none() || file.next.0 <= 1, "{name} put twice");

@@ -24,7 +24,7 @@ pub const TARGET_BYTES_MAX: u64 = 64 << 20;
 /// Most replica changes in one turn; the rest follows in the next.
 pub const CHANGES_MAX: usize = 1_000;
 /// How many marked blobs, and how many waiting ones, one turn looks at: a turn stays short.
-const ASSESS_MAX: usize = 16_384;
+const ASSESS_MAX: usize = 4_096;
 const LOOK_MAX: usize = 1_024;
 /// A member that reports nothing for so long, beyond what its bytes take, has failed its orders.
 const ORDER_TIME: Duration = Duration::from_secs(10);

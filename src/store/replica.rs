@@ -353,7 +353,7 @@ impl Replica {
             return false;
         };
         let passed = self.applied > held.guard;
-        let ended = held.sure && known && held.phase != Phase::Ordered;
+        let ended = known && held.phase != Phase::Ordered;
         let orphan = !mine && (passed || ended || (held.known && !known));
         if orphan {
             self.forget(&blob);

@@ -93,6 +93,7 @@ impl World {
                         id, source, offset, ..
                     } => {
                         self.reads.push((source.server.clone(), offset));
+                        assert!(self.reads.len() < 100, "the download does not end");
                         self.read(&mut download, id, self.kinds[&source.server], offset);
                     }
                     DownloadOutput::Cancel(_) => {}

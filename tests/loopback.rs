@@ -151,7 +151,12 @@ fn uploaded_bytes_are_read_back_now_and_after_a_restart() {
     stop(node);
     let node = start("n1", at.path(), vec![]);
     let mut stream = dial(node.addr(), Purpose::Blobs);
-    let wanted = vec![(blob(3), 0), (blob(99), 0), (blob(0), 0), (blob(8), 999_999)];
+    let wanted = vec![
+        (blob(3), 0),
+        (blob(99), 0),
+        (blob(0), 0),
+        (blob(8), 999_999),
+    ];
     write_message(&mut stream, &BlobRequest::Read(wanted)).expect("sent");
     assert_eq!(download(&mut stream).expect("there"), content(3));
     let missing = download(&mut stream).expect_err("not there");
@@ -288,7 +293,13 @@ fn bad_frames_and_datagrams_are_counted_and_dropped() {
     reaches(addr, "frames_bad", 7);
 
     let udp = UdpSocket::bind(localhost()).expect("bound");
-    for bytes in [&b""[..], &[PROTOCOL_VERSION], &[99, 1, 2], &[1; 1300], &[1; 40]] {
+    for bytes in [
+        &b""[..],
+        &[PROTOCOL_VERSION],
+        &[99, 1, 2],
+        &[1; 1300],
+        &[1; 40],
+    ] {
         udp.send_to(bytes, addr).expect("sent");
     }
     reaches(addr, "datagrams_bad", 5);
@@ -393,7 +404,9 @@ fn an_ordered_stop_leaves_no_thread_and_is_quick() {
     write_message(&mut half, &BlobRequest::Store(vec![header])).expect("sent");
     write_chunk(&mut half, &[1; 50]).expect("sent");
     let running = thread_names();
-    for name in ["coord", "disk", "files", "files-0", "infer", "log", "ping", "prepare"] {
+    for name in [
+        "coord", "disk", "files", "files-0", "infer", "log", "ping", "prepare",
+    ] {
         assert!(running.iter().any(|found| found == name), "{running:?}");
     }
     let since = Instant::now();
@@ -435,7 +448,8 @@ fn nodes_join_one_cluster_and_remember_it() {
         members == serde_json::json!([second.addr().to_string()])
     });
     wait_for("control connections are up both ways", || {
-        stats(first.addr())["connections_open"] >= 2 && stats(second.addr())["connections_open"] >= 2
+        stats(first.addr())["connections_open"] >= 2
+            && stats(second.addr())["connections_open"] >= 2
     });
     stop(introducer);
     stop(second);

@@ -7,6 +7,7 @@ use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
+use crate::store::upload::ATTEMPTS_MAX;
 use crate::types::RequestId;
 use crate::wire::client::{Refusal, Reply, Request};
 use crate::wire::peer::{Hello, Purpose};
@@ -107,7 +108,8 @@ impl Client {
 
     /// A fresh request id.
     pub fn request_id(&mut self) -> RequestId {
-        self.sequence += 1;
+        // An upload uses up to three numbers: one for each time that it starts over.
+        self.sequence += ATTEMPTS_MAX;
         RequestId {
             client: self.id,
             sequence: self.sequence,

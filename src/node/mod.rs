@@ -334,7 +334,7 @@ impl Node {
 
     fn handle_store_message(&mut self, from: Server, message: StoreMessage) {
         match message {
-            StoreMessage::Pull { term, blobs } if term >= self.consensus.term() => {
+            StoreMessage::Pull { term, blobs } if term == self.consensus.term() => {
                 let pull = self.replica.handle_pull(term, blobs);
                 if !pull.fetch.is_empty() {
                     self.outputs.push_back(Output::Fetch(pull.fetch));
@@ -343,11 +343,12 @@ impl Node {
                     self.send(from, PeerMessage::Store(StoreMessage::Stored(pull.stored)));
                 }
             }
-            StoreMessage::Drop { term, blobs } if term >= self.consensus.term() => {
+            StoreMessage::Drop { term, blobs } if term == self.consensus.term() => {
                 let removed = self.replica.handle_drop(term, &blobs);
                 self.remove(removed);
             }
-            // Orders of a deposed leader (fencing, P10).
+            // Orders of a deposed leader (fencing, P10), or of one whose term is not on this
+            // disk yet: those are repeated.
             StoreMessage::Pull { .. } | StoreMessage::Drop { .. } => {}
             StoreMessage::Stored(blobs) => self.handle_stored_report(from, blobs),
             StoreMessage::Missing(blobs) => self.handle_missing_report(from, blobs),

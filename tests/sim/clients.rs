@@ -75,7 +75,11 @@ impl Content {
     /// A file with these bytes.
     pub fn new(name: FileName, bytes: Vec<u8>) -> Content {
         let digest = Digest::of(&bytes);
-        Content { name, bytes: bytes.into(), digest }
+        Content {
+            name,
+            bytes: bytes.into(),
+            digest,
+        }
     }
 }
 
@@ -107,7 +111,10 @@ impl Sim {
     /// A request id of a client of its own.
     pub fn request_id(&mut self) -> RequestId {
         self.clients.next += 1;
-        RequestId { client: u128::from(self.clients.next), sequence: 1 }
+        RequestId {
+            client: u128::from(self.clients.next),
+            sequence: 1,
+        }
     }
 
     /// Counts a command that began.
@@ -126,7 +133,11 @@ impl Sim {
         let now = self.now;
         let history: Vec<PutId> = files
             .iter()
-            .map(|file| self.clients.histories.put_begins(now, &file.name, file.digest))
+            .map(|file| {
+                self.clients
+                    .histories
+                    .put_begins(now, &file.name, file.digest)
+            })
             .collect();
         let names = files.iter().map(|file| file.name.clone()).collect();
         let request = self.request_id();
@@ -141,12 +152,16 @@ impl Sim {
             done: Some(done),
             request,
         };
-        self.ask(host, Request::PutBegin(names), move |sim, reply| match reply {
-            Some(Reply::Placements(placements)) if placements.len() == put.files.len() => {
-                sim.stream(put, placements);
-            }
-            _ => sim.end_put(put, None, false),
-        });
+        self.ask(
+            host,
+            Request::PutBegin(names),
+            move |sim, reply| match reply {
+                Some(Reply::Placements(placements)) if placements.len() == put.files.len() => {
+                    sim.stream(put, placements);
+                }
+                _ => sim.end_put(put, None, false),
+            },
+        );
     }
 
     fn stream(&mut self, mut put: Put, placements: Vec<Placement>) {
@@ -170,12 +185,16 @@ impl Sim {
     }
 
     fn stream_to(&mut self, put: Rc<RefCell<Option<Put>>>, target: Target, parcels: Vec<Parcel>) {
-        let Some(host) = put.borrow().as_ref().map(|put| put.host) else { return };
+        let Some(host) = put.borrow().as_ref().map(|put| put.host) else {
+            return;
+        };
         let kept = parcels.clone();
         let server = target.server.clone();
         self.store_at(host, &target, parcels, move |sim, stored| {
             let mut borrowed = put.borrow_mut();
-            let Some(state) = borrowed.as_mut() else { return };
+            let Some(state) = borrowed.as_mut() else {
+                return;
+            };
             if stored {
                 for (blob, ..) in &kept {
                     state.stored.entry(*blob).or_default().push(server.clone());
@@ -191,13 +210,23 @@ impl Sim {
                 return sim.commit_if_stored(&put);
             }
             let blobs = kept.iter().map(|parcel| parcel.0).collect();
-            let request = Request::PutReplace { blobs, failed: server };
+            let request = Request::PutReplace {
+                blobs,
+                failed: server,
+            };
             drop(borrowed);
-            sim.ask(host, request, move |sim, reply| sim.replaced(put, kept, reply));
+            sim.ask(host, request, move |sim, reply| {
+                sim.replaced(put, kept, reply)
+            });
         });
     }
 
-    fn replaced(&mut self, put: Rc<RefCell<Option<Put>>>, parcels: Vec<Parcel>, reply: Option<Reply>) {
+    fn replaced(
+        &mut self,
+        put: Rc<RefCell<Option<Put>>>,
+        parcels: Vec<Parcel>,
+        reply: Option<Reply>,
+    ) {
         let mut by_target: BTreeMap<Server, (Target, Vec<Parcel>)> = BTreeMap::new();
         if let Some(Reply::Replacements(targets)) = reply {
             for (target, parcel) in targets.into_iter().zip(parcels) {
@@ -228,7 +257,10 @@ impl Sim {
             replicas: put.stored.get(blob).cloned().unwrap_or_default(),
         };
         let files: Vec<Upload> = put.files.iter().zip(&put.blobs).map(upload).collect();
-        let request = Request::PutCommit { request: put.request, files };
+        let request = Request::PutCommit {
+            request: put.request,
+            files,
+        };
         self.commit(put, request, 0, false);
     }
 
@@ -236,7 +268,9 @@ impl Sim {
         let again = request.clone();
         self.ask(put.host, request, move |sim, reply| match reply {
             Some(Reply::Receipts(receipts)) => sim.end_put(put, Some(receipts), true),
-            None | Some(Reply::Refused(Refusal::NoQuorum(_) | Refusal::Busy)) if repeats < REPEATS => {
+            None | Some(Reply::Refused(Refusal::NoQuorum(_) | Refusal::Busy))
+                if repeats < REPEATS =>
+            {
                 let mut put = put;
                 // Another node serves as well: the request id is what counts.
                 if let Some(host) = sim.some_member() {
@@ -261,11 +295,15 @@ impl Sim {
             let done = put.done.take().expect("once");
             return done(self, None);
         };
-        self.trace.story(now, "put", || format!("{:?} {:?}", put.blobs, receipts));
+        self.trace
+            .story(now, "put", || format!("{:?} {:?}", put.blobs, receipts));
         let mut result = Vec::new();
         for (place, receipt) in receipts.into_iter().enumerate() {
             let (id, blob) = (put.history[place], put.blobs[place]);
-            let told = self.clients.histories.put_answered(id, now, receipt.version, blob);
+            let told = self
+                .clients
+                .histories
+                .put_answered(id, now, receipt.version, blob);
             self.expect("P4", told);
             self.watch_put(&put.files[place], blob, id);
             result.push((receipt, blob));
@@ -277,18 +315,35 @@ impl Sim {
     /// A node that is a member, to ask.
     pub fn some_member(&mut self) -> Option<HostId> {
         let nodes = self.active_nodes();
-        let joined: Vec<HostId> =
-            nodes.into_iter().filter(|id| self.hosts[*id].process().is_some_and(|p| p.membership.is_member())).collect();
+        let joined: Vec<HostId> = nodes
+            .into_iter()
+            .filter(|id| {
+                self.hosts[*id]
+                    .process()
+                    .is_some_and(|p| p.membership.is_member())
+            })
+            .collect();
         let at = self.streams.workload.below(joined.len().max(1) as u64) as usize;
         joined.get(at).copied()
     }
 
     /// `get` of the newest `newest` versions.
-    pub fn get(&mut self, host: HostId, name: FileName, newest: u64, done: impl FnOnce(&mut Sim, bool) + 'static) {
+    pub fn get(
+        &mut self,
+        host: HostId,
+        name: FileName,
+        newest: u64,
+        done: impl FnOnce(&mut Sim, bool) + 'static,
+    ) {
         let read = self.clients.histories.read_begins(self.now, &name);
-        let request = Request::Locate { name: name.clone(), newest };
+        let request = Request::Locate {
+            name: name.clone(),
+            newest,
+        };
         self.ask(host, request, move |sim, reply| match reply {
-            Some(Reply::Located(versions)) => sim.download(host, read, newest, versions, Box::new(done)),
+            Some(Reply::Located(versions)) => {
+                sim.download(host, read, newest, versions, Box::new(done))
+            }
             Some(Reply::Refused(Refusal::NotFound(_))) => {
                 let told = sim.clients.histories.read_finds_nothing(read, sim.now);
                 sim.expect("P4", told);
@@ -308,20 +363,33 @@ impl Sim {
     ) {
         let now = self.now;
         if versions.is_empty() || versions.len() as u64 > newest {
-            return self.violate("P4", format!("{} versions where {newest} were asked for", versions.len()));
+            return self.violate(
+                "P4",
+                format!("{} versions where {newest} were asked for", versions.len()),
+            );
         }
         let numbers: Vec<Version> = versions.iter().map(|located| located.version).collect();
         if !numbers.windows(2).all(|pair| pair[0].0 == pair[1].0 + 1) {
-            return self.violate("P4", format!("{} has versions {numbers:?}", versions[0].name));
+            return self.violate(
+                "P4",
+                format!("{} has versions {numbers:?}", versions[0].name),
+            );
         }
         let mut spent = Duration::ZERO;
         let mut whole = true;
         for (place, located) in versions.iter().enumerate() {
-            let (delay, bytes) = self.read_blob(host, located.blob, located.digest, &located.sources);
+            let (delay, bytes) =
+                self.read_blob(host, located.blob, located.digest, &located.sources);
             spent += delay;
             whole &= bytes.is_some();
             let newest = place == 0;
-            let told = self.clients.histories.read_finds(read, now, located.version, located.digest, newest);
+            let told = self.clients.histories.read_finds(
+                read,
+                now,
+                located.version,
+                located.digest,
+                newest,
+            );
             self.expect("P4", told);
         }
         self.after(spent, move |sim| done(sim, whole));
@@ -331,7 +399,10 @@ impl Sim {
     pub fn delete(&mut self, host: HostId, name: FileName) {
         self.begin("delete");
         let id = self.clients.histories.delete_begins(self.now, &name);
-        let request = Request::Delete { request: self.request_id(), name };
+        let request = Request::Delete {
+            request: self.request_id(),
+            name,
+        };
         self.ask(host, request, move |sim, reply| match reply {
             Some(Reply::Deleted(_)) => {
                 sim.clients.histories.delete_answered(id, sim.now);
@@ -349,25 +420,34 @@ impl Sim {
     pub fn list(&mut self, host: HostId, name: FileName) {
         self.begin("ls");
         let read = self.clients.histories.read_begins(self.now, &name);
-        self.ask(host, Request::Replicas(name), move |sim, reply| match reply {
-            Some(Reply::Replicas(version, _)) => {
-                let told = sim.clients.histories.read_finds_version(read, sim.now, version);
-                sim.expect("P4", told);
-                sim.succeed("ls");
-            }
-            Some(Reply::Refused(Refusal::NotFound(_))) => {
-                let told = sim.clients.histories.read_finds_nothing(read, sim.now);
-                sim.expect("P4", told);
-                sim.succeed("ls");
-            }
-            _ => {}
-        });
+        self.ask(
+            host,
+            Request::Replicas(name),
+            move |sim, reply| match reply {
+                Some(Reply::Replicas(version, _)) => {
+                    let told = sim
+                        .clients
+                        .histories
+                        .read_finds_version(read, sim.now, version);
+                    sim.expect("P4", told);
+                    sim.succeed("ls");
+                }
+                Some(Reply::Refused(Refusal::NotFound(_))) => {
+                    let told = sim.clients.histories.read_finds_nothing(read, sim.now);
+                    sim.expect("P4", told);
+                    sim.succeed("ls");
+                }
+                _ => {}
+            },
+        );
     }
 
     /// `train`, without the waiting: two files, then the publication; tried until it works.
     pub fn publish_model(&mut self, name: &'static str) {
         let Some(host) = self.some_member() else {
-            return self.after(Duration::from_millis(300), move |sim| sim.publish_model(name));
+            return self.after(Duration::from_millis(300), move |sim| {
+                sim.publish_model(name)
+            });
         };
         self.begin("train");
         let file = |suffix: &str| {
@@ -377,22 +457,33 @@ impl Sim {
         let files = vec![file("toml"), file("safetensors")];
         let digest = files[1].digest;
         let names = (files[0].name.clone(), files[1].name.clone());
-        self.put(host, files, Box::new(move |sim, receipts| {
-            let Some(receipts) = receipts else {
-                return sim.after(Duration::from_millis(500), move |sim| sim.publish_model(name));
-            };
-            let model = Model {
-                name: name.into(),
-                manifest: (names.0, receipts[0].0.version),
-                weights: (names.1, receipts[1].0.version),
-                digest,
-            };
-            let request = Request::Publish { request: sim.request_id(), model };
-            sim.ask(host, request, move |sim, reply| match reply {
-                Some(Reply::Done) => sim.succeed("train"),
-                _ => sim.after(Duration::from_millis(500), move |sim| sim.publish_model(name)),
-            });
-        }));
+        self.put(
+            host,
+            files,
+            Box::new(move |sim, receipts| {
+                let Some(receipts) = receipts else {
+                    return sim.after(Duration::from_millis(500), move |sim| {
+                        sim.publish_model(name)
+                    });
+                };
+                let model = Model {
+                    name: name.into(),
+                    manifest: (names.0, receipts[0].0.version),
+                    weights: (names.1, receipts[1].0.version),
+                    digest,
+                };
+                let request = Request::Publish {
+                    request: sim.request_id(),
+                    model,
+                };
+                sim.ask(host, request, move |sim, reply| match reply {
+                    Some(Reply::Done) => sim.succeed("train"),
+                    _ => sim.after(Duration::from_millis(500), move |sim| {
+                        sim.publish_model(name)
+                    }),
+                });
+            }),
+        );
     }
 
     /// `infer`.
@@ -407,7 +498,8 @@ impl Sim {
         };
         self.ask(host, request, move |sim, reply| {
             if let Some(Reply::Submitted(job)) = reply {
-                sim.trace.story(sim.now, "infer", || format!("job {job} on {dataset}"));
+                sim.trace
+                    .story(sim.now, "infer", || format!("job {job} on {dataset}"));
                 sim.succeed("infer");
                 if sim.clients.jobs.iter().any(|(known, _)| *known == job) {
                     return sim.violate("P7", format!("two submissions were told job {job}"));
@@ -422,10 +514,18 @@ impl Sim {
         self.begin("job_info");
         let known: Vec<JobId> = self.clients.jobs.iter().map(|(job, _)| *job).collect();
         self.ask(host, Request::Jobs, move |sim, reply| {
-            let Some(Reply::Jobs(jobs)) = reply else { return };
+            let Some(Reply::Jobs(jobs)) = reply else {
+                return;
+            };
             sim.succeed("job_info");
-            if let Some(lost) = known.iter().find(|id| jobs.iter().all(|job| job.job != **id)) {
-                sim.violate("P11", format!("job {lost} was answered and is not in job_info"));
+            if let Some(lost) = known
+                .iter()
+                .find(|id| jobs.iter().all(|job| job.job != **id))
+            {
+                sim.violate(
+                    "P11",
+                    format!("job {lost} was answered and is not in job_info"),
+                );
             }
         });
     }
@@ -435,7 +535,9 @@ impl Sim {
         self.begin("job_stats");
         let before = self.clients.counts.clone();
         self.ask(host, Request::JobStats, move |sim, reply| {
-            let Some(Reply::JobStats(jobs)) = reply else { return };
+            let Some(Reply::JobStats(jobs)) = reply else {
+                return;
+            };
             sim.succeed("job_stats");
             for stats in jobs {
                 let least = before.get(&stats.job).copied().unwrap_or(0);

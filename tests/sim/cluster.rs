@@ -182,7 +182,10 @@ impl Sim {
 
     /// Addresses of the introducers.
     pub fn introducers(&self) -> Vec<SocketAddr> {
-        self.hosts[self.nodes..].iter().map(|host| host.addr).collect()
+        self.hosts[self.nodes..]
+            .iter()
+            .map(|host| host.addr)
+            .collect()
     }
 
     /// How many events were handled.
@@ -225,7 +228,8 @@ impl Sim {
     /// Records a broken promise; the first one counts.
     pub fn violate(&mut self, watcher: &'static str, what: String) {
         if self.violation.is_none() {
-            self.trace.story(self.now, "VIOLATION", || format!("{watcher}: {what}"));
+            self.trace
+                .story(self.now, "VIOLATION", || format!("{watcher}: {what}"));
             self.violation = Some(Violation {
                 at: self.now,
                 watcher,
@@ -244,7 +248,10 @@ impl Sim {
             self.now = event.at;
             self.handled += 1;
             if self.handled > self.plan.events_max {
-                let what = format!("more than {} events: something floods", self.plan.events_max);
+                let what = format!(
+                    "more than {} events: something floods",
+                    self.plan.events_max
+                );
                 self.violate("bounds", what);
                 return;
             }

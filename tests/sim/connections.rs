@@ -65,13 +65,20 @@ pub struct Connections {
 impl Sim {
     /// Keeps one connection to each member of the view.
     pub fn keep_peers(&mut self, id: HostId, view: &View) {
-        let Some(process) = self.hosts[id].process_mut() else { return };
+        let Some(process) = self.hosts[id].process_mut() else {
+            return;
+        };
         let own = process.server.clone();
-        let gone: Vec<Server> =
-            process.peers.keys().filter(|peer| view.server(peer).is_none()).cloned().collect();
+        let gone: Vec<Server> = process
+            .peers
+            .keys()
+            .filter(|peer| view.server(peer).is_none())
+            .cloned()
+            .collect();
         for server in gone {
-            if let Some(Peer::Up(connection)) =
-                self.hosts[id].process_mut().and_then(|process| process.peers.remove(&server))
+            if let Some(Peer::Up(connection)) = self.hosts[id]
+                .process_mut()
+                .and_then(|process| process.peers.remove(&server))
             {
                 self.connections.up.remove(&connection);
             }
@@ -79,7 +86,9 @@ impl Sim {
         for member in view.members.values() {
             let server = member.server();
             let known = |sim: &Sim| {
-                sim.hosts[id].process().is_some_and(|process| process.peers.contains_key(&server))
+                sim.hosts[id]
+                    .process()
+                    .is_some_and(|process| process.peers.contains_key(&server))
             };
             if server != own && !known(self) {
                 let process = self.hosts[id].process_mut().expect("runs");
@@ -90,7 +99,9 @@ impl Sim {
     }
 
     fn connect(&mut self, from: Life, server: Server, addr: SocketAddr) {
-        let Some(process) = self.hosts[from.0].process_mut() else { return };
+        let Some(process) = self.hosts[from.0].process_mut() else {
+            return;
+        };
         match process.peers.get_mut(&server) {
             Some(peer @ Peer::Down) => *peer = Peer::Connecting(VecDeque::new()),
             _ => return,
@@ -102,21 +113,34 @@ impl Sim {
         } else {
             CONNECT_TIMEOUT
         };
-        self.after_in(delay, from, move |sim| sim.connected(from, server, addr, to, open));
+        self.after_in(delay, from, move |sim| {
+            sim.connected(from, server, addr, to, open)
+        });
     }
 
     fn connected(&mut self, from: Life, server: Server, addr: SocketAddr, to: HostId, open: bool) {
-        let accepts = self.hosts[to].process().is_some_and(|process| process.server == server);
+        let accepts = self.hosts[to]
+            .process()
+            .is_some_and(|process| process.server == server);
         let to_life = self.life(to);
         let connection = self.connections.next;
         let now = self.now;
-        let Some(process) = self.hosts[from.0].process_mut() else { return };
+        let Some(process) = self.hosts[from.0].process_mut() else {
+            return;
+        };
         let from_server = process.server.clone();
-        let Some(peer) = process.peers.get_mut(&server) else { return };
-        let Peer::Connecting(waiting) = peer else { return };
+        let Some(peer) = process.peers.get_mut(&server) else {
+            return;
+        };
+        let Peer::Connecting(waiting) = peer else {
+            return;
+        };
         if !open || !accepts {
             *peer = Peer::Down;
-            let pause = self.streams.hops.span(Duration::from_millis(50), Duration::from_millis(400));
+            let pause = self
+                .streams
+                .hops
+                .span(Duration::from_millis(50), Duration::from_millis(400));
             return self.after_in(pause, from, move |sim| sim.connect(from, server, addr));
         }
         let waiting = std::mem::take(waiting);
@@ -135,16 +159,23 @@ impl Sim {
                 planned: false,
             },
         );
-        waiting.into_iter().for_each(|message| self.push(connection, message));
+        waiting
+            .into_iter()
+            .for_each(|message| self.push(connection, message));
     }
 
     /// A message from the coord thread to a peer thread; lost where that is down or full.
     pub fn send(&mut self, id: HostId, to: Server, message: PeerMessage) {
-        self.trace.note(self.now, id, "send", || format!("to {to:?} {message:?}"));
-        let Some(process) = self.hosts[id].process_mut() else { return };
+        self.trace
+            .note(self.now, id, "send", || format!("to {to:?} {message:?}"));
+        let Some(process) = self.hosts[id].process_mut() else {
+            return;
+        };
         match process.peers.get_mut(&to) {
             None | Some(Peer::Down) => {}
-            Some(Peer::Connecting(waiting)) if waiting.len() < QUEUE_MAX => waiting.push_back(message),
+            Some(Peer::Connecting(waiting)) if waiting.len() < QUEUE_MAX => {
+                waiting.push_back(message)
+            }
             Some(Peer::Connecting(_)) => {}
             Some(Peer::Up(connection)) => {
                 let connection = *connection;
@@ -170,7 +201,9 @@ impl Sim {
         };
         let delay = self.network.segment_delay() + self.hop_delay();
         let now = self.now;
-        let Some(connection) = self.connections.up.get_mut(&id) else { return };
+        let Some(connection) = self.connections.up.get_mut(&id) else {
+            return;
+        };
         if connection.buffer.len() >= BUFFER_MAX {
             return;
         }
@@ -186,7 +219,9 @@ impl Sim {
     /// The head of a connection's buffer may arrive now.
     pub fn deliver(&mut self, id: u64) {
         let now = self.now;
-        let Some(connection) = self.connections.up.get_mut(&id) else { return };
+        let Some(connection) = self.connections.up.get_mut(&id) else {
+            return;
+        };
         connection.planned = false;
         let to = connection.to;
         let open = self.network.is_open_both_ways(connection.from.0, to.0);
@@ -222,15 +257,22 @@ impl Sim {
 
     /// The connection broke: what was on its way is lost, the dialling side learns of it.
     fn close(&mut self, id: u64) {
-        let Some(connection) = self.connections.up.remove(&id) else { return };
+        let Some(connection) = self.connections.up.remove(&id) else {
+            return;
+        };
         let (from, server) = (connection.from, connection.to_server);
         let delay = self.network.segment_delay();
         self.after_in(delay, from, move |sim| sim.closed(from, server, id));
     }
 
     fn closed(&mut self, from: Life, server: Server, id: u64) {
-        let Some(process) = self.hosts[from.0].process_mut() else { return };
-        let member = process.view.server(&server).or(process.membership.view().server(&server));
+        let Some(process) = self.hosts[from.0].process_mut() else {
+            return;
+        };
+        let member = process
+            .view
+            .server(&server)
+            .or(process.membership.view().server(&server));
         let addr = member.map(|member| member.addr);
         match process.peers.get_mut(&server) {
             Some(peer @ Peer::Up(_)) => {
@@ -241,10 +283,14 @@ impl Sim {
             }
             _ => return,
         }
-        self.trace.note(self.now, from.0, "closed", || format!("{server:?}"));
+        self.trace
+            .note(self.now, from.0, "closed", || format!("{server:?}"));
         self.tell_ping(from, PingInput::Closed(server.node.clone()));
         if let Some(addr) = addr {
-            let pause = self.streams.hops.span(Duration::from_millis(1), Duration::from_millis(200));
+            let pause = self
+                .streams
+                .hops
+                .span(Duration::from_millis(1), Duration::from_millis(200));
             self.after_in(pause, from, move |sim| sim.connect(from, server, addr));
         }
     }
@@ -272,11 +318,15 @@ impl Sim {
     }
 
     fn close_when_heard(&mut self, id: u64) {
-        let Some(connection) = self.connections.up.get(&id) else { return };
+        let Some(connection) = self.connections.up.get(&id) else {
+            return;
+        };
         if self.network.is_open(connection.to.0, connection.from.0) {
             self.close(id);
         } else {
-            self.after(Duration::from_millis(200), move |sim| sim.close_when_heard(id));
+            self.after(Duration::from_millis(200), move |sim| {
+                sim.close_when_heard(id)
+            });
         }
     }
 
@@ -288,7 +338,8 @@ impl Sim {
         to: SocketAddr,
         request: MembershipRequest,
     ) {
-        self.trace.note(self.now, id, "exchange", || format!("{to} {request:?}"));
+        self.trace
+            .note(self.now, id, "exchange", || format!("{to} {request:?}"));
         let from = self.life(id);
         let done = move |sim: &mut Sim, result: Result<MembershipReply, ExchangeError>| {
             sim.tell_ping(from, PingInput::Exchanged(exchange, result));
@@ -297,7 +348,9 @@ impl Sim {
             return done(self, Err(ExchangeError::Unreachable));
         };
         // The later of two reports is ignored by the core, as it is by a real dialler.
-        self.after_in(EXCHANGE_TIMEOUT, from, move |sim| done(sim, Err(ExchangeError::TimedOut)));
+        self.after_in(EXCHANGE_TIMEOUT, from, move |sim| {
+            done(sim, Err(ExchangeError::TimedOut))
+        });
         if !self.network.is_open_both_ways(id, to) {
             return;
         }

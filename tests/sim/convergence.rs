@@ -28,7 +28,8 @@ impl Sim {
             None => self.audit(),
             Some((watcher, what)) if self.now > Time(0) + DEADLINE => self.violate(watcher, what),
             Some((watcher, what)) => {
-                self.trace.story(self.now, "restless", || format!("{watcher}: {what}"));
+                self.trace
+                    .story(self.now, "restless", || format!("{watcher}: {what}"));
                 self.after(LOOK, Sim::look_for_convergence);
             }
         }
@@ -46,7 +47,9 @@ impl Sim {
                 return Some(("P1", format!("node-{id} sees {:?}", Sim::names(view))));
             }
             for member in view.members.values() {
-                let Some(host) = self.host_at(member.addr) else { continue };
+                let Some(host) = self.host_at(member.addr) else {
+                    continue;
+                };
                 let process = self.hosts[host].process()?;
                 let own = process.membership.me();
                 if own.server() != member.server() || own.incarnation != member.incarnation {
@@ -60,11 +63,15 @@ impl Sim {
         let Some(leader) = self.leader() else {
             return Some(("P10", "nobody leads".into()));
         };
-        self.unreplicated(leader).or_else(|| self.too_few_copies(leader)).or_else(|| {
-            let jobs = &self.hosts[leader].process()?.node.state().jobs;
-            let open = jobs.jobs().find(|job| job.status(true) != JobStatus::Completed)?;
-            Some(("P7", format!("job {} is {:?}", open.id, open.status(true))))
-        })
+        self.unreplicated(leader)
+            .or_else(|| self.too_few_copies(leader))
+            .or_else(|| {
+                let jobs = &self.hosts[leader].process()?.node.state().jobs;
+                let open = jobs
+                    .jobs()
+                    .find(|job| job.status(true) != JobStatus::Completed)?;
+                Some(("P7", format!("job {} is {:?}", open.id, open.status(true))))
+            })
     }
 
     fn unreplicated(&self, leader: HostId) -> Option<(&'static str, String)> {
@@ -73,7 +80,10 @@ impl Sim {
             let node = &self.hosts[id].process()?.node;
             if node.state().applied != last {
                 let applied = node.state().applied.0;
-                return Some(("P10", format!("node-{id} has applied {applied} of {}", last.0)));
+                return Some((
+                    "P10",
+                    format!("node-{id} has applied {applied} of {}", last.0),
+                ));
             }
         }
         None
@@ -85,7 +95,8 @@ impl Sim {
         for record in catalog.records() {
             let safe = record.replicas.iter().filter(|server| {
                 self.hosts.iter().any(|host| {
-                    host.disk.storage == server.storage && host.disk.keeps(record.blob, record.digest)
+                    host.disk.storage == server.storage
+                        && host.disk.keeps(record.blob, record.digest)
                 })
             });
             let copies = safe.count();
@@ -94,7 +105,9 @@ impl Sim {
                 let listed = record.replicas.len();
                 return Some((
                     "P5",
-                    format!("{name} version {version} has {copies} safe copies, {listed} listed, {wanted} wanted"),
+                    format!(
+                        "{name} version {version} has {copies} safe copies, {listed} listed, {wanted} wanted"
+                    ),
                 ));
             }
         }
@@ -115,8 +128,12 @@ impl Sim {
                 process.membership.check_invariants();
             }
         }
-        let names: Vec<FileName> =
-            self.clients.histories.iter().map(|(name, _)| name.clone()).collect();
+        let names: Vec<FileName> = self
+            .clients
+            .histories
+            .iter()
+            .map(|(name, _)| name.clone())
+            .collect();
         let jobs: Vec<JobId> = self.hosts[leader]
             .process()
             .map(|process| process.node.state().jobs.jobs().map(|job| job.id).collect())
@@ -126,7 +143,10 @@ impl Sim {
             let host = self.some_member().expect("all are");
             self.get(host, name.clone(), 1, move |sim, read| {
                 if !read {
-                    sim.violate("P3", format!("{name} cannot be read although all nodes are up"));
+                    sim.violate(
+                        "P3",
+                        format!("{name} cannot be read although all nodes are up"),
+                    );
                 }
                 sim.audited();
             });
@@ -148,7 +168,10 @@ impl Sim {
         let catalog = &self.hosts[leader].process()?.node.state().catalog;
         let mut numbers: BTreeMap<&FileName, BTreeSet<Version>> = BTreeMap::new();
         for record in catalog.records().filter(|record| record.named) {
-            numbers.entry(&record.name).or_default().insert(record.version);
+            numbers
+                .entry(&record.name)
+                .or_default()
+                .insert(record.version);
         }
         for (name, history) in self.clients.histories.iter() {
             let mut answered = BTreeSet::new();
@@ -157,9 +180,9 @@ impl Sim {
                 match put.end {
                     PutEnd::Answered(_, version, blob) => {
                         answered.insert(version);
-                        let there = catalog
-                            .record(&blob)
-                            .is_some_and(|r| r.named && r.version == version && r.digest == put.digest);
+                        let there = catalog.record(&blob).is_some_and(|r| {
+                            r.named && r.version == version && r.digest == put.digest
+                        });
                         if history.must_exist(put) && !there {
                             return Some(("P3", format!("{name} version {} is lost", version.0)));
                         }
@@ -176,7 +199,9 @@ impl Sim {
             if missing + unanswered > unknown {
                 return Some((
                     "P4",
-                    format!("{name} has versions {named:?}, clients know {answered:?} and {unknown} puts of unknown end"),
+                    format!(
+                        "{name} has versions {named:?}, clients know {answered:?} and {unknown} puts of unknown end"
+                    ),
                 ));
             }
         }
@@ -186,7 +211,10 @@ impl Sim {
     /// P7: the result file has each input exactly once with the right row.
     fn audit_job(&mut self, job: JobId) {
         let host = self.some_member().expect("all are");
-        let request = Request::Locate { name: FileName::of_job(job), newest: 1 };
+        let request = Request::Locate {
+            name: FileName::of_job(job),
+            newest: 1,
+        };
         self.ask(host, request, move |sim, reply| {
             let Some(Reply::Located(versions)) = reply else {
                 return sim.violate("P7", format!("{job}.csv is not there: {reply:?}"));
@@ -214,18 +242,36 @@ impl Sim {
         };
         let lines: Vec<&str> = body.lines().collect();
         if lines.len() != record.inputs.len() {
-            return Some(format!("{job}.csv has {} rows for {} inputs", lines.len(), record.inputs.len()));
+            return Some(format!(
+                "{job}.csv has {} rows for {} inputs",
+                lines.len(),
+                record.inputs.len()
+            ));
         }
         for (input, line) in record.inputs.iter().zip(lines) {
-            let right = Row { file: input.name.clone(), outcome: classify(input.digest) };
+            let right = Row {
+                file: input.name.clone(),
+                outcome: classify(input.digest),
+            };
             if right.to_csv().trim_end() == line {
                 continue;
             }
-            let failed = self.devices.failed_inputs.get(&input.blob).map_or(0, BTreeSet::len);
+            let failed = self
+                .devices
+                .failed_inputs
+                .get(&input.blob)
+                .map_or(0, BTreeSet::len);
             let error = Outcome::Error("no copy could be read".into());
-            let excused = Row { file: input.name.clone(), outcome: error };
+            let excused = Row {
+                file: input.name.clone(),
+                outcome: error,
+            };
             if failed < 2 || excused.to_csv().trim_end() != line {
-                return Some(format!("{job}.csv says {line:?} for {}, right is {:?}", input.name, right.to_csv()));
+                return Some(format!(
+                    "{job}.csv says {line:?} for {}, right is {:?}",
+                    input.name,
+                    right.to_csv()
+                ));
             }
         }
         None

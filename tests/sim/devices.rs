@@ -61,7 +61,8 @@ impl Sim {
 
     /// The log thread appends and syncs, one write after the other.
     pub fn write_log(&mut self, id: HostId, write: LogWrite) {
-        self.trace.note(self.now, id, "persist", || format!("{write:?}"));
+        self.trace
+            .note(self.now, id, "persist", || format!("{write:?}"));
         let ticket = write.ticket;
         self.hosts[id].disk.write_log(write);
         let (delay, now) = (self.sync_delay(), self.now);
@@ -83,7 +84,10 @@ impl Sim {
         sources: &[Target],
     ) -> (Duration, Option<Arc<[u8]>>) {
         let right = |sim: &Sim, host: HostId| {
-            let held = sim.hosts[host].disk.blob(blob).filter(|held| held.digest == digest);
+            let held = sim.hosts[host]
+                .disk
+                .blob(blob)
+                .filter(|held| held.digest == digest);
             held.map(|held| held.bytes.clone())
         };
         if let Some(bytes) = right(self, id) {
@@ -93,13 +97,17 @@ impl Sim {
         let start = self.streams.hops.below(sources.len().max(1) as u64) as usize;
         for place in 0..sources.len() {
             let source = &sources[(start + place) % sources.len()];
-            let Some(host) = self.host_at(source.addr) else { continue };
+            let Some(host) = self.host_at(source.addr) else {
+                continue;
+            };
             if !self.network.is_open_both_ways(id, host) || self.hosts[host].is_paused() {
                 spent += PROGRESS_TIMEOUT;
                 continue;
             }
             spent += self.network.segment_delay() + self.network.segment_delay();
-            let serves = self.hosts[host].process().is_some_and(|p| p.server == source.server);
+            let serves = self.hosts[host]
+                .process()
+                .is_some_and(|p| p.server == source.server);
             if serves && let Some(bytes) = right(self, host) {
                 spent += self.network.transfer(bytes.len() as u64);
                 return (spent, Some(bytes));
@@ -110,7 +118,8 @@ impl Sim {
 
     /// A fetcher copies blobs to this disk, then syncs them all.
     pub fn fetch(&mut self, id: HostId, blobs: Vec<Located>) {
-        self.trace.note(self.now, id, "fetch", || format!("{blobs:?}"));
+        self.trace
+            .note(self.now, id, "fetch", || format!("{blobs:?}"));
         let life = self.life(id);
         let process = self.hosts[id].process_mut().expect("runs");
         if process.fetching >= FETCHES_MAX {
@@ -125,8 +134,7 @@ impl Sim {
         let mut parcels: Vec<Parcel> = Vec::new();
         let mut results = Vec::new();
         for located in blobs {
-            let (delay, bytes) =
-                self.read_blob(id, located.blob, located.digest, &located.sources);
+            let (delay, bytes) = self.read_blob(id, located.blob, located.digest, &located.sources);
             spent += delay;
             results.push((located.blob, bytes.is_some()));
             if let Some(bytes) = bytes {
@@ -141,7 +149,9 @@ impl Sim {
             }
             sim.after_in(sync, life, move |sim| {
                 sim.devices.fetched += synced.len() as u64;
-                synced.into_iter().for_each(|blob| sim.hosts[id].disk.blob_synced(blob));
+                synced
+                    .into_iter()
+                    .for_each(|blob| sim.hosts[id].disk.blob_synced(blob));
                 let hop = sim.hop_delay();
                 sim.after_in(hop, life, move |sim| {
                     sim.hosts[id].process_mut().expect("runs").fetching -= 1;
@@ -153,7 +163,9 @@ impl Sim {
 
     /// The leader's own copy of a result file.
     pub fn write_result(&mut self, id: HostId, blob: BlobId, bytes: Vec<u8>) {
-        self.trace.note(self.now, id, "write", || format!("{blob} {} bytes", bytes.len()));
+        self.trace.note(self.now, id, "write", || {
+            format!("{blob} {} bytes", bytes.len())
+        });
         let digest = Digest::of(&bytes);
         let length = bytes.len() as u64;
         self.hosts[id].disk.write_blob(blob, bytes.into(), digest);
@@ -170,10 +182,14 @@ impl Sim {
 
     /// The infer thread takes a task: reads its inputs, then computes.
     pub fn run_task(&mut self, id: HostId, assignment: Assignment) {
-        self.trace.note(self.now, id, "run", || format!("{assignment:?}"));
+        self.trace
+            .note(self.now, id, "run", || format!("{assignment:?}"));
         let process = self.hosts[id].process_mut().expect("runs");
         if let Some(running) = process.running {
-            let what = format!("node-{id} was given {:?} while it runs {running:?}", assignment.id);
+            let what = format!(
+                "node-{id} was given {:?} while it runs {running:?}",
+                assignment.id
+            );
             return self.violate("P8", what);
         }
         process.running = Some(assignment.id);
@@ -189,7 +205,11 @@ impl Sim {
                 Some(bytes) => classify(Digest::of(&bytes)),
                 None => {
                     let node = self.hosts[id].name.clone();
-                    self.devices.failed_inputs.entry(input.blob).or_default().insert(node);
+                    self.devices
+                        .failed_inputs
+                        .entry(input.blob)
+                        .or_default()
+                        .insert(node);
                     Outcome::Error("no copy could be read".into())
                 }
             };
@@ -206,20 +226,34 @@ impl Sim {
 
     /// Fetches and loads a published model.
     pub fn load_model(&mut self, id: HostId, files: ModelFiles) {
-        self.trace.note(self.now, id, "load", || format!("{files:?}"));
-        let mut spent = self.streams.devices.span(Duration::from_millis(5), Duration::from_millis(300));
+        self.trace
+            .note(self.now, id, "load", || format!("{files:?}"));
+        let mut spent = self
+            .streams
+            .devices
+            .span(Duration::from_millis(5), Duration::from_millis(300));
         let mut whole = true;
         for located in [&files.manifest, &files.weights] {
-            let (delay, bytes) =
-                self.read_blob(id, located.blob, located.digest, &located.sources);
+            let (delay, bytes) = self.read_blob(id, located.blob, located.digest, &located.sources);
             spent += delay;
             whole &= bytes.is_some();
         }
-        let result = if whole { Ok(()) } else { Err("no copy could be read".to_string()) };
+        let result = if whole {
+            Ok(())
+        } else {
+            Err("no copy could be read".to_string())
+        };
         let life = self.life(id);
         self.after_in(spent, life, move |sim| {
             let (name, digest) = (files.name, files.digest);
-            sim.handle_coord(id, Input::ModelLoaded { name, digest, result });
+            sim.handle_coord(
+                id,
+                Input::ModelLoaded {
+                    name,
+                    digest,
+                    result,
+                },
+            );
         });
     }
 
@@ -231,15 +265,21 @@ impl Sim {
         parcels: Vec<Parcel>,
         done: impl FnOnce(&mut Sim, bool) + 'static,
     ) {
-        let pending = Rc::new(Cell::new(Some(Box::new(done) as Box<dyn FnOnce(&mut Sim, bool)>)));
+        let pending = Rc::new(Cell::new(Some(
+            Box::new(done) as Box<dyn FnOnce(&mut Sim, bool)>
+        )));
         let finish = move |sim: &mut Sim, stored: bool| {
             if let Some(done) = pending.take() {
                 done(sim, stored);
             }
         };
         let late = finish.clone();
-        self.after(PROGRESS_TIMEOUT + Duration::from_millis(100), move |sim| late(sim, false));
-        let Some(to) = self.host_at(target.addr) else { return };
+        self.after(PROGRESS_TIMEOUT + Duration::from_millis(100), move |sim| {
+            late(sim, false)
+        });
+        let Some(to) = self.host_at(target.addr) else {
+            return;
+        };
         if !self.network.is_open_both_ways(from, to) {
             return;
         }
@@ -247,11 +287,16 @@ impl Sim {
         let delay = self.network.segment_delay() + self.network.transfer(bytes);
         let server = target.server.clone();
         self.after(delay, move |sim| {
-            if sim.hosts[to].process().is_none_or(|process| process.server != server) {
+            if sim.hosts[to]
+                .process()
+                .is_none_or(|process| process.server != server)
+            {
                 return finish(sim, false);
             }
             let life = sim.life(to);
-            sim.after_in(Duration::ZERO, life, move |sim| sim.receive(from, life, parcels, finish));
+            sim.after_in(Duration::ZERO, life, move |sim| {
+                sim.receive(from, life, parcels, finish)
+            });
         });
     }
 
@@ -264,13 +309,16 @@ impl Sim {
     ) {
         let to = life.0;
         let blobs: Vec<BlobId> = parcels.iter().map(|parcel| parcel.0).collect();
-        self.trace.note(self.now, to, "receive", || format!("{blobs:?}"));
+        self.trace
+            .note(self.now, to, "receive", || format!("{blobs:?}"));
         for (blob, bytes, digest) in parcels {
             self.hosts[to].disk.write_blob(blob, bytes, digest);
         }
         let sync = self.sync_delay();
         self.after_in(sync, life, move |sim| {
-            blobs.iter().for_each(|blob| sim.hosts[to].disk.blob_synced(*blob));
+            blobs
+                .iter()
+                .for_each(|blob| sim.hosts[to].disk.blob_synced(*blob));
             let hop = sim.hop_delay();
             sim.after_in(hop, life, move |sim| {
                 let process = sim.hosts[to].process_mut().expect("runs");

@@ -64,7 +64,11 @@ impl Disk {
 
     /// Makes the writes up to `ticket` safe.
     pub fn log_synced(&mut self, ticket: u64) {
-        while self.unsynced.front().is_some_and(|write| write.ticket <= ticket) {
+        while self
+            .unsynced
+            .front()
+            .is_some_and(|write| write.ticket <= ticket)
+        {
             let write = self.unsynced.pop_front().expect("looked at");
             self.apply(write);
         }
@@ -96,7 +100,14 @@ impl Disk {
     /// Writes a blob; it is safe after [`Disk::blob_synced`].
     pub fn write_blob(&mut self, blob: BlobId, bytes: Arc<[u8]>, digest: Digest) {
         let synced = false;
-        self.blobs.insert(blob, Held { bytes, digest, synced });
+        self.blobs.insert(
+            blob,
+            Held {
+                bytes,
+                digest,
+                synced,
+            },
+        );
     }
 
     /// Makes a blob safe.
@@ -118,7 +129,9 @@ impl Disk {
 
     /// Whether a safe copy with that digest is here.
     pub fn keeps(&self, blob: BlobId, digest: Digest) -> bool {
-        self.blobs.get(&blob).is_some_and(|held| held.synced && held.digest == digest)
+        self.blobs
+            .get(&blob)
+            .is_some_and(|held| held.synced && held.digest == digest)
     }
 
     /// Blobs that are whole here.
@@ -130,7 +143,10 @@ impl Disk {
     pub fn crash(&mut self, random: &mut Rng) {
         let survivors = random.below(self.unsynced.len() as u64 + 1);
         for _ in 0..survivors {
-            let write = self.unsynced.pop_front().expect("at most as many as there are");
+            let write = self
+                .unsynced
+                .pop_front()
+                .expect("at most as many as there are");
             self.apply(write);
         }
         // A torn write: some beginning of it, in the order of its fields.
@@ -138,12 +154,17 @@ impl Disk {
             let fields = random.below(4);
             write.hard_state = write.hard_state.filter(|_| fields > 0);
             write.truncate_from = write.truncate_from.filter(|_| fields > 1);
-            let whole = if fields > 2 { random.below(write.entries.len() as u64 + 1) } else { 0 };
+            let whole = if fields > 2 {
+                random.below(write.entries.len() as u64 + 1)
+            } else {
+                0
+            };
             write.entries.truncate(whole as usize);
             self.apply(write);
         }
         self.unsynced.clear();
-        self.blobs.retain(|_, held| held.synced || random.chance(30));
+        self.blobs
+            .retain(|_, held| held.synced || random.chance(30));
         for held in self.blobs.values_mut() {
             held.synced = true;
         }

@@ -89,7 +89,10 @@ impl Fault {
                 Fault::CrashMany(some(random, nodes, count), seconds(random, 6, 12))
             }
             2 => Fault::CrashLeader(seconds(random, 0, 10)),
-            3 => Fault::Pause(host, random.span(Duration::from_millis(50), Duration::from_secs(1))),
+            3 => Fault::Pause(
+                host,
+                random.span(Duration::from_millis(50), Duration::from_secs(1)),
+            ),
             4 => Fault::Pause(host, seconds(random, 1, 10)),
             5 => Fault::PauseLeader(seconds(random, 0, 8)),
             6 => {
@@ -99,10 +102,16 @@ impl Fault {
             7 => Fault::IsolateLeader(seconds(random, 1, 10)),
             8 => Fault::OneWay(host, other, seconds(random, 1, 10)),
             9 => Fault::Loss(3 + random.below(28), seconds(random, 2, 10)),
-            10 => Fault::Delay(seconds(random, 2, 10), random.span(Duration::from_millis(20), Duration::from_millis(250))),
+            10 => Fault::Delay(
+                seconds(random, 2, 10),
+                random.span(Duration::from_millis(20), Duration::from_millis(250)),
+            ),
             11 => Fault::Wipe(host, seconds(random, 0, 6)),
             12 => Fault::Leave(host, seconds(random, 2, 30)),
-            13 => Fault::Introducer(nodes + random.below(introducers as u64) as usize, seconds(random, 0, 8)),
+            13 => Fault::Introducer(
+                nodes + random.below(introducers as u64) as usize,
+                seconds(random, 0, 8),
+            ),
             _ if random.chance(20) => Fault::CrashAll(seconds(random, 0, 3)),
             _ => Fault::Freeze(host, seconds(random, 4, 12)),
         }
@@ -188,7 +197,11 @@ impl Sim {
             let node = &self.hosts[*id].process()?.node;
             (node.consensus().role() == Role::Leader).then(|| (node.consensus().term(), *id))
         };
-        self.active_nodes().iter().filter_map(leads).max().map(|(_, id)| id)
+        self.active_nodes()
+            .iter()
+            .filter_map(leads)
+            .max()
+            .map(|(_, id)| id)
     }
 
     fn crash_for(&mut self, id: HostId, span: Duration) {
@@ -246,7 +259,10 @@ impl Sim {
         let own = self.hosts[id].disk.storage;
         let kept = |storage: &StorageId| {
             *storage != own
-                && self.hosts.iter().any(|host| host.disk.storage == *storage && !host.retired)
+                && self
+                    .hosts
+                    .iter()
+                    .any(|host| host.disk.storage == *storage && !host.retired)
         };
         for host in (0..self.nodes).filter_map(|id| self.hosts[id].process()) {
             let voters: &[Server] = host.node.consensus().voters();
@@ -256,20 +272,30 @@ impl Sim {
             }
         }
         let elsewhere = |blob, digest| {
-            let others = (0..self.nodes).filter(|other| *other != id && !self.hosts[*other].retired);
-            others.filter(|other| self.hosts[*other].disk.keeps(blob, digest)).count() > 0
+            let others =
+                (0..self.nodes).filter(|other| *other != id && !self.hosts[*other].retired);
+            others
+                .filter(|other| self.hosts[*other].disk.keeps(blob, digest))
+                .count()
+                > 0
         };
         self.clients.histories.iter().all(|(_, history)| {
-            history.puts.iter().filter(|put| history.must_exist(put)).all(|put| match put.end {
-                crate::history::PutEnd::Answered(_, _, blob) => elsewhere(blob, put.digest),
-                _ => true,
-            })
+            history
+                .puts
+                .iter()
+                .filter(|put| history.must_exist(put))
+                .all(|put| match put.end {
+                    crate::history::PutEnd::Answered(_, _, blob) => elsewhere(blob, put.digest),
+                    _ => true,
+                })
         })
     }
 
     fn wipe(&mut self, id: HostId, span: Duration) {
         if !self.may_burn(id) || self.watchers.burned >= self.burns_max() {
-            return self.trace.story(self.now, "fault", || "beyond the budget".into());
+            return self
+                .trace
+                .story(self.now, "fault", || "beyond the budget".into());
         }
         self.watchers.burned += 1;
         self.watchers.burned_at.push(self.now);
@@ -284,8 +310,13 @@ impl Sim {
     }
 
     fn leave(&mut self, id: HostId, span: Duration) {
-        if !self.hosts[id].is_active() || !self.may_burn(id) || self.watchers.burned >= self.burns_max() {
-            return self.trace.story(self.now, "fault", || "beyond the budget".into());
+        if !self.hosts[id].is_active()
+            || !self.may_burn(id)
+            || self.watchers.burned >= self.burns_max()
+        {
+            return self
+                .trace
+                .story(self.now, "fault", || "beyond the budget".into());
         }
         self.watchers.burned += 1;
         self.ask(id, Request::Leave, |_, _| ());

@@ -71,20 +71,35 @@ pub struct Histories {
 impl History {
     /// The newest version that was told before `at`.
     fn floor(&self, at: Time) -> Option<Version> {
-        let seen = self.seen.iter().filter(|(_, (when, _))| *when < at).map(|(version, _)| *version);
-        let told = self.told.iter().filter(|(_, when)| **when < at).map(|(version, _)| *version);
+        let seen = self
+            .seen
+            .iter()
+            .filter(|(_, (when, _))| *when < at)
+            .map(|(version, _)| *version);
+        let told = self
+            .told
+            .iter()
+            .filter(|(_, when)| **when < at)
+            .map(|(version, _)| *version);
         seen.chain(told).max()
     }
 
     /// The newest version that a delete, answered before `at`, certainly removed.
     fn buried(&self, at: Time) -> Option<Version> {
-        let ended = self.deletes.iter().filter(|delete| delete.answered.is_some_and(|end| end < at));
+        let ended = self
+            .deletes
+            .iter()
+            .filter(|delete| delete.answered.is_some_and(|end| end < at));
         ended.filter_map(|delete| self.floor(delete.began)).max()
     }
 
     fn check_found(&self, began: Time, version: Version) -> Result<(), String> {
         if self.floor(began).is_some_and(|floor| version < floor) {
-            return Err(format!("version {} after version {:?} was told", version.0, self.floor(began)));
+            return Err(format!(
+                "version {} after version {:?} was told",
+                version.0,
+                self.floor(began)
+            ));
         }
         if self.buried(began).is_some_and(|buried| version <= buried) {
             return Err(format!("version {} although it was deleted", version.0));
@@ -98,29 +113,45 @@ impl History {
             PutEnd::Answered(at, ..) if at < began => Some(put.began),
             _ => None,
         });
-        let Some(newest) = answered.max() else { return true };
+        let Some(newest) = answered.max() else {
+            return true;
+        };
         self.deletes.iter().any(|delete| {
-            !delete.nothing && delete.began <= now && delete.answered.is_none_or(|end| end >= newest)
+            !delete.nothing
+                && delete.began <= now
+                && delete.answered.is_none_or(|end| end >= newest)
         })
     }
 
     fn saw(&mut self, at: Time, version: Version, digest: Digest) -> Result<(), String> {
         match self.seen.get(&version) {
             Some((_, known)) if *known != digest => {
-                return Err(format!("version {} has bytes {known} and {digest}", version.0));
+                return Err(format!(
+                    "version {} has bytes {known} and {digest}",
+                    version.0
+                ));
             }
             Some(_) => {}
             None => drop(self.seen.insert(version, (at, digest))),
         }
-        if self.puts.iter().all(|put| put.digest != digest || put.began > at) {
-            return Err(format!("version {} has bytes {digest} that nobody put", version.0));
+        if self
+            .puts
+            .iter()
+            .all(|put| put.digest != digest || put.began > at)
+        {
+            return Err(format!(
+                "version {} has bytes {digest} that nobody put",
+                version.0
+            ));
         }
         Ok(())
     }
 
     /// Whether `version` was answered and no delete can have removed it.
     pub fn must_exist(&self, put: &Put) -> bool {
-        let PutEnd::Answered(..) = put.end else { return false };
+        let PutEnd::Answered(..) = put.end else {
+            return false;
+        };
         self.deletes
             .iter()
             .all(|delete| delete.nothing || delete.answered.is_some_and(|end| end < put.began))
@@ -129,7 +160,9 @@ impl History {
     /// Whether a delete was under way at any time since `since`.
     pub fn deleted_since(&self, since: Time) -> bool {
         let after = |delete: &Delete| delete.answered.is_none_or(|end| end >= since);
-        self.deletes.iter().any(|delete| !delete.nothing && after(delete))
+        self.deletes
+            .iter()
+            .any(|delete| !delete.nothing && after(delete))
     }
 }
 
@@ -162,7 +195,11 @@ impl Histories {
     pub fn put_begins(&mut self, now: Time, name: &FileName, digest: Digest) -> PutId {
         let file = self.file(name);
         let puts = &mut self.files[file].1.puts;
-        puts.push(Put { began: now, digest, end: PutEnd::Unknown });
+        puts.push(Put {
+            began: now,
+            digest,
+            end: PutEnd::Unknown,
+        });
         PutId(file, puts.len() - 1)
     }
 
@@ -183,12 +220,19 @@ impl Histories {
     ) -> Result<(), String> {
         let (name, history) = &mut self.files[id.0];
         let (began, digest) = (history.puts[id.1].began, history.puts[id.1].digest);
-        let twice = history.puts.iter().any(|put| matches!(put.end, PutEnd::Answered(_, v, _) if v == version));
+        let twice = history
+            .puts
+            .iter()
+            .any(|put| matches!(put.end, PutEnd::Answered(_, v, _) if v == version));
         history.puts[id.1].end = PutEnd::Answered(now, version, blob);
         let told = if twice {
             Err(format!("two puts were answered with version {}", version.0))
         } else if history.floor(began).is_some_and(|floor| version <= floor) {
-            Err(format!("a put was answered with version {} after {:?}", version.0, history.floor(began)))
+            Err(format!(
+                "a put was answered with version {} after {:?}",
+                version.0,
+                history.floor(began)
+            ))
         } else {
             history.saw(now, version, digest)
         };
@@ -212,14 +256,23 @@ impl Histories {
         let (name, history) = &mut self.files[id.0];
         let found = match history.buried(id.1) {
             _ if newest => history.check_found(id.1, version),
-            Some(buried) if version <= buried => Err(format!("version {} although it was deleted", version.0)),
+            Some(buried) if version <= buried => {
+                Err(format!("version {} although it was deleted", version.0))
+            }
             _ => Ok(()),
         };
-        found.and_then(|()| history.saw(now, version, digest)).map_err(|why| format!("{name}: a get was told {why}"))
+        found
+            .and_then(|()| history.saw(now, version, digest))
+            .map_err(|why| format!("{name}: a get was told {why}"))
     }
 
     /// A read was told the newest version only.
-    pub fn read_finds_version(&mut self, id: ReadId, now: Time, version: Version) -> Result<(), String> {
+    pub fn read_finds_version(
+        &mut self,
+        id: ReadId,
+        now: Time,
+        version: Version,
+    ) -> Result<(), String> {
         let (name, history) = &mut self.files[id.0];
         let found = history.check_found(id.1, version);
         history.told.entry(version).or_insert(now);
@@ -232,14 +285,20 @@ impl Histories {
         if history.may_be_gone(id.1, now) {
             return Ok(());
         }
-        Err(format!("{name}: not found although it was put and nobody deleted it"))
+        Err(format!(
+            "{name}: not found although it was put and nobody deleted it"
+        ))
     }
 
     /// A delete begins.
     pub fn delete_begins(&mut self, now: Time, name: &FileName) -> DeleteId {
         let file = self.file(name);
         let deletes = &mut self.files[file].1.deletes;
-        deletes.push(Delete { began: now, answered: None, nothing: false });
+        deletes.push(Delete {
+            began: now,
+            answered: None,
+            nothing: false,
+        });
         DeleteId(file, deletes.len() - 1)
     }
 
@@ -256,6 +315,8 @@ impl Histories {
         if history.may_be_gone(began, now) {
             return Ok(());
         }
-        Err(format!("{name}: delete found no file although it was put and nobody deleted it"))
+        Err(format!(
+            "{name}: delete found no file although it was put and nobody deleted it"
+        ))
     }
 }

@@ -11,9 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dlc::membership::introducer::{IntroducerConfig, IntroducerOutput};
-use dlc::membership::{
-    self, Config, ExchangeError, ExchangeId, Identity, Introducer, Membership,
-};
+use dlc::membership::{self, Config, ExchangeError, ExchangeId, Identity, Introducer, Membership};
 use dlc::node::Node;
 use dlc::node::io::{Input, Output, RequestToken, Start};
 use dlc::types::{Incarnation, NodeId, Rng, Server, Time, View};
@@ -167,8 +165,10 @@ impl Host {
 
     /// Keeps an event for when the process goes on; timers are looked at anew then.
     pub fn defer(&mut self, action: Action) {
-        let timer =
-            matches!(action, Action::WakePing | Action::WakeCoord | Action::WakeIntroducer);
+        let timer = matches!(
+            action,
+            Action::WakePing | Action::WakeCoord | Action::WakeIntroducer
+        );
         let datagram = matches!(action, Action::Datagram(..));
         if !timer && !(datagram && self.deferred.len() > DEFERRED_MAX) {
             self.deferred.push_back(action);
@@ -205,7 +205,9 @@ impl Sim {
 
     /// Hosts that are nodes with an active process.
     pub fn active_nodes(&self) -> Vec<HostId> {
-        (0..self.nodes).filter(|id| self.hosts[*id].is_active()).collect()
+        (0..self.nodes)
+            .filter(|id| self.hosts[*id].is_active())
+            .collect()
     }
 
     /// Starts the process of `host` from what its disk holds, and lets it join.
@@ -222,17 +224,24 @@ impl Sim {
         host.deferred.clear();
         host.clock = Clock::start(now, random);
         let seed = random.next_u64();
-        self.trace.note(now, id, "start", || format!("life {}", self.hosts[id].life));
+        self.trace
+            .note(now, id, "start", || format!("life {}", self.hosts[id].life));
         let host = &mut self.hosts[id];
         if id >= self.nodes {
             let first = id == self.nodes;
-            let config = IntroducerConfig { permits_new_cluster: first, ..Default::default() };
+            let config = IntroducerConfig {
+                permits_new_cluster: first,
+                ..Default::default()
+            };
             let core = Introducer::new(config, seed, Time(0));
             host.running = Running::Introducer(Box::new(core), BTreeMap::new(), 0);
             return;
         }
         host.disk.incarnation = Incarnation(host.disk.incarnation.0 + 1);
-        let server = Server { node: host.name.clone(), storage: host.disk.storage };
+        let server = Server {
+            node: host.name.clone(),
+            storage: host.disk.storage,
+        };
         let identity = Identity {
             node: host.name.clone(),
             storage: host.disk.storage,
@@ -240,8 +249,14 @@ impl Sim {
             addr: host.addr,
             cluster: host.disk.cluster,
         };
-        let mut membership =
-            Membership::new(Config::default(), identity, introducers, seed, Time(0), wall);
+        let mut membership = Membership::new(
+            Config::default(),
+            identity,
+            introducers,
+            seed,
+            Time(0),
+            wall,
+        );
         membership.set_known(host.disk.members.clone());
         let start = Start {
             me: server.clone(),
@@ -313,7 +328,9 @@ impl Sim {
     /// Time of the next hop on `channel`: never before the last one.
     fn hop_at(&mut self, id: HostId, channel: Channel) -> Time {
         let at = self.now + self.hop_delay();
-        let Some(process) = self.hosts[id].process_mut() else { return at };
+        let Some(process) = self.hosts[id].process_mut() else {
+            return at;
+        };
         let last = &mut process.channels[channel as usize];
         *last = at.max(*last + Duration::from_nanos(1));
         *last
@@ -335,7 +352,9 @@ impl Sim {
     pub fn submit(&mut self, id: HostId, request: Request, waiter: Waiter) {
         let (delay, life) = (self.hop_delay(), self.life(id));
         self.after_in(delay, life, move |sim| {
-            let Some(process) = sim.hosts[id].process_mut() else { return };
+            let Some(process) = sim.hosts[id].process_mut() else {
+                return;
+            };
             let token = process.token();
             process.requests.insert(token, waiter);
             sim.handle_coord(id, Input::Request { token, request });
@@ -347,9 +366,15 @@ impl Sim {
     /// The ping thread's timer.
     pub fn wake_ping(&mut self, id: HostId) {
         let now = self.hosts[id].clock.local(self.now);
-        let Some(process) = self.hosts[id].process_mut() else { return };
+        let Some(process) = self.hosts[id].process_mut() else {
+            return;
+        };
         process.ping_armed = None;
-        if process.membership.poll_timeout().is_some_and(|at| at <= now) {
+        if process
+            .membership
+            .poll_timeout()
+            .is_some_and(|at| at <= now)
+        {
             process.membership.handle_timeout(now);
         }
         self.drain_ping(id);
@@ -358,7 +383,9 @@ impl Sim {
     /// Something for the ping thread.
     pub fn handle_ping(&mut self, id: HostId, input: PingInput) {
         let now = self.hosts[id].clock.local(self.now);
-        let Some(process) = self.hosts[id].process_mut() else { return };
+        let Some(process) = self.hosts[id].process_mut() else {
+            return;
+        };
         let membership = &mut process.membership;
         match input {
             PingInput::Join => membership.handle_join(now),
@@ -380,7 +407,9 @@ impl Sim {
             Err(error) => return self.violate("wire", format!("own datagram: {error}")),
         };
         self.trace.bytes(bytes);
-        self.trace.note(self.now, id, "datagram", || format!("from node-{from} {datagram:?}"));
+        self.trace.note(self.now, id, "datagram", || {
+            format!("from node-{from} {datagram:?}")
+        });
         let now = self.hosts[id].clock.local(self.now);
         let addr = self.hosts[from].addr;
         match &mut self.hosts[id].running {
@@ -397,19 +426,32 @@ impl Sim {
     }
 
     fn drain_ping(&mut self, id: HostId) {
-        while let Some(output) =
-            self.hosts[id].process_mut().and_then(|process| process.membership.poll_output())
+        while let Some(output) = self.hosts[id]
+            .process_mut()
+            .and_then(|process| process.membership.poll_output())
         {
             match output {
                 membership::Output::Transmit { to, datagram } => self.transmit(id, to, &datagram),
-                membership::Output::Exchange { id: exchange, to, request } => {
+                membership::Output::Exchange {
+                    id: exchange,
+                    to,
+                    request,
+                } => {
                     self.exchange(id, exchange, to, request);
                 }
                 membership::Output::View(view) => self.publish_view(id, view),
-                membership::Output::Joined { member, cluster, formed } => {
+                membership::Output::Joined {
+                    member,
+                    cluster,
+                    formed,
+                } => {
                     self.hosts[id].disk.cluster = Some(cluster);
                     self.watchers.joined(self.now, id);
-                    let input = Input::Joined { member, cluster, formed };
+                    let input = Input::Joined {
+                        member,
+                        cluster,
+                        formed,
+                    };
                     self.hop_to_coord(id, Channel::PingToCoord, input);
                 }
                 membership::Output::JoinRefused { reason } => {
@@ -428,7 +470,9 @@ impl Sim {
                 }
             }
         }
-        let Some(process) = self.hosts[id].process() else { return };
+        let Some(process) = self.hosts[id].process() else {
+            return;
+        };
         let due = process.membership.poll_timeout();
         if let Some(at) = self.wake_at(id, due, process.ping_armed) {
             self.hosts[id].process_mut().expect("runs").ping_armed = Some(at);
@@ -440,15 +484,19 @@ impl Sim {
     /// When to wake for a deadline by the process's clock; `None` where it is armed already.
     fn wake_at(&self, id: HostId, due: Option<Time>, armed: Option<Time>) -> Option<Time> {
         let due = due.filter(|due| *due < Time::MAX)?;
-        let at = self.hosts[id].clock.global(due).max(self.now + Duration::from_micros(50));
+        let at = self.hosts[id]
+            .clock
+            .global(due)
+            .max(self.now + Duration::from_micros(50));
         armed.is_none_or(|armed| at < armed).then_some(at)
     }
 
     fn publish_view(&mut self, id: HostId, view: View) {
         self.trace.note(self.now, id, "view", || {
             let members = view.members.values();
-            let names: Vec<String> =
-                members.map(|m| format!("{}#{}{:?}", m.node, m.incarnation.0, m.state)).collect();
+            let names: Vec<String> = members
+                .map(|m| format!("{}#{}{:?}", m.node, m.incarnation.0, m.state))
+                .collect();
             names.join(" ")
         });
         self.watch_view(id, &view);
@@ -457,7 +505,9 @@ impl Sim {
             disk.members = view.members.values().map(|member| member.addr).collect();
         }
         self.keep_peers(id, &view);
-        let Some(process) = self.hosts[id].process_mut() else { return };
+        let Some(process) = self.hosts[id].process_mut() else {
+            return;
+        };
         // Conflated: where one is on its way already, coord finds this one instead.
         if process.view_slot.replace(view).is_none() {
             let (at, life) = (self.hop_at(id, Channel::PingToCoord), self.life(id));
@@ -534,7 +584,9 @@ impl Sim {
     /// The coord thread's timer.
     pub fn wake_coord(&mut self, id: HostId) {
         let now = self.hosts[id].clock.local(self.now);
-        let Some(process) = self.hosts[id].process_mut() else { return };
+        let Some(process) = self.hosts[id].process_mut() else {
+            return;
+        };
         process.coord_armed = None;
         if process.node.poll_timeout().is_some_and(|at| at <= now) {
             process.node.handle(now, Input::Timeout);
@@ -544,7 +596,9 @@ impl Sim {
 
     /// The newest view for the coord thread.
     pub fn handle_view(&mut self, id: HostId) {
-        let Some(process) = self.hosts[id].process_mut() else { return };
+        let Some(process) = self.hosts[id].process_mut() else {
+            return;
+        };
         if let Some(view) = process.view_slot.take() {
             process.view = view.clone();
             self.handle_coord(id, Input::View(view));
@@ -555,19 +609,24 @@ impl Sim {
     pub fn handle_coord(&mut self, id: HostId, input: Input) {
         self.trace.note(self.now, id, "in", || format!("{input:?}"));
         let now = self.hosts[id].clock.local(self.now);
-        let Some(process) = self.hosts[id].process_mut() else { return };
+        let Some(process) = self.hosts[id].process_mut() else {
+            return;
+        };
         process.node.handle(now, input);
         self.drain_coord(id);
     }
 
     fn drain_coord(&mut self, id: HostId) {
-        while let Some(output) =
-            self.hosts[id].process_mut().and_then(|process| process.node.poll_output())
+        while let Some(output) = self.hosts[id]
+            .process_mut()
+            .and_then(|process| process.node.poll_output())
         {
             self.obey(id, output);
         }
         self.watch_node(id);
-        let Some(process) = self.hosts[id].process() else { return };
+        let Some(process) = self.hosts[id].process() else {
+            return;
+        };
         let due = process.node.poll_timeout();
         if let Some(at) = self.wake_at(id, due, process.coord_armed) {
             self.hosts[id].process_mut().expect("runs").coord_armed = Some(at);
@@ -580,7 +639,8 @@ impl Sim {
         match output {
             Output::Send { to, message } => self.send(id, to, message),
             Output::Reply { token, reply } => {
-                self.trace.note(self.now, id, "reply", || format!("{reply:?}"));
+                self.trace
+                    .note(self.now, id, "reply", || format!("{reply:?}"));
                 let process = self.hosts[id].process_mut();
                 if let Some(waiter) = process.and_then(|process| process.requests.remove(&token)) {
                     let delay = self.hop_delay();
@@ -595,10 +655,17 @@ impl Sim {
             }
             Output::Persist(write) => self.write_log(id, write),
             Output::Fetch(blobs) => self.fetch(id, blobs),
-            Output::Write { blob, name: _, bytes } => self.write_result(id, blob, bytes),
+            Output::Write {
+                blob,
+                name: _,
+                bytes,
+            } => self.write_result(id, blob, bytes),
             Output::Remove(blobs) => {
-                self.trace.note(self.now, id, "remove", || format!("{blobs:?}"));
-                blobs.into_iter().for_each(|blob| self.hosts[id].disk.remove_blob(blob));
+                self.trace
+                    .note(self.now, id, "remove", || format!("{blobs:?}"));
+                blobs
+                    .into_iter()
+                    .for_each(|blob| self.hosts[id].disk.remove_blob(blob));
             }
             Output::Run(assignment) => self.run_task(id, assignment),
             Output::Load(files) => self.load_model(id, files),

@@ -52,7 +52,9 @@ struct Verdict {
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("a panic").to_string()
+    text.or(panic.downcast_ref::<&str>().copied())
+        .unwrap_or("a panic")
+        .to_string()
 }
 
 fn run(seed: u64, shown: bool, plant: Option<Bug>) -> Verdict {
@@ -108,7 +110,9 @@ fn number(name: &str) -> Option<u64> {
 }
 
 fn planted() -> Option<Bug> {
-    let name = std::env::var("PLANT").ok().filter(|name| !name.is_empty())?;
+    let name = std::env::var("PLANT")
+        .ok()
+        .filter(|name| !name.is_empty())?;
     if !cfg!(feature = "planted") {
         eprintln!("error: PLANT needs the cargo feature `planted`");
         exit(2);
@@ -177,7 +181,9 @@ fn hunt(from: u64, seeds: Option<u64>, plant: Option<Bug>, all: bool) -> Hunt {
                     if verdict.violation.is_some() && !all {
                         stop.store(true, Ordering::Relaxed);
                     }
-                    hunt.lock().expect("no thread panics with it").add(from + turn, verdict);
+                    hunt.lock()
+                        .expect("no thread panics with it")
+                        .add(from + turn, verdict);
                 }
             });
         }
@@ -187,8 +193,14 @@ fn hunt(from: u64, seeds: Option<u64>, plant: Option<Bug>, all: bool) -> Hunt {
 
 fn replay(seed: u64, plant: Option<Bug>) -> ! {
     let verdict = run(seed, std::env::var_os("QUIET").is_none(), plant);
-    println!("seed {seed}: {} events, hash {:016x}", verdict.events, verdict.hash);
-    println!("commands begun {:?}\ncommands done  {:?}", verdict.begun, verdict.succeeded);
+    println!(
+        "seed {seed}: {} events, hash {:016x}",
+        verdict.events, verdict.hash
+    );
+    println!(
+        "commands begun {:?}\ncommands done  {:?}",
+        verdict.begun, verdict.succeeded
+    );
     match verdict.violation {
         None => {
             println!("test result: ok. 1 passed; 0 failed; no promise was broken");
@@ -218,7 +230,10 @@ fn main() {
         "{} seeds, each run twice, {} events, {} tasks, {} failures timed, {wall:.1} s",
         found.seeds, found.events, found.tasks, found.timed
     );
-    println!("commands begun {:?}\ncommands done  {:?}", found.begun, found.succeeded);
+    println!(
+        "commands begun {:?}\ncommands done  {:?}",
+        found.begun, found.succeeded
+    );
     for (seed, Violation { at, watcher, what }) in &found.violations {
         println!("VIOLATION of {watcher} in seed {seed} at {at}: {what}");
         println!("  replay it with: make sim SEED={seed}");
@@ -234,9 +249,15 @@ fn main() {
             println!("test result: FAILED. 0 passed; 1 failed");
             exit(1);
         }
-        (None, None) => println!("test result: ok. {} passed; 0 failed; 0 ignored", found.seeds),
+        (None, None) => println!(
+            "test result: ok. {} passed; 0 failed; 0 ignored",
+            found.seeds
+        ),
         (None, Some(_)) => {
-            println!("test result: FAILED. {} passed; {failed} failed", found.seeds - failed);
+            println!(
+                "test result: FAILED. {} passed; {failed} failed",
+                found.seeds - failed
+            );
             exit(1);
         }
     }

@@ -36,7 +36,10 @@ impl Trace {
             let word: [u8; 8] = word.try_into().expect("eight bytes");
             self.mix(u64::from_le_bytes(word));
         }
-        let rest = words.remainder().iter().fold(0, |word, byte| word << 8 | u64::from(*byte));
+        let rest = words
+            .remainder()
+            .iter()
+            .fold(0, |word, byte| word << 8 | u64::from(*byte));
         self.mix(rest ^ (bytes.len() as u64) << 56);
     }
 

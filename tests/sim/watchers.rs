@@ -146,22 +146,35 @@ impl Watchers {
 
     /// Ways were blocked or opened.
     pub fn network_disturbed(&mut self, now: Time, disturbed: bool) {
-        self.whole_since = if disturbed { None } else { self.whole_since.or(Some(now)) };
+        self.whole_since = if disturbed {
+            None
+        } else {
+            self.whole_since.or(Some(now))
+        };
     }
 
     /// Loss or delay changed.
     pub fn weather(&mut self, now: Time, fair: bool) {
-        self.fair_since = if fair { self.fair_since.or(Some(now)) } else { None };
+        self.fair_since = if fair {
+            self.fair_since.or(Some(now))
+        } else {
+            None
+        };
     }
 
     /// The smallest membership that a leader held between `from` and `to`.
     fn smallest_membership(&self, from: Time, to: Time) -> Option<usize> {
         let led = |seen: &&Seen| {
-            seen.led.iter().any(|(begin, end)| *begin <= to && end.is_none_or(|end| end >= from))
+            seen.led
+                .iter()
+                .any(|(begin, end)| *begin <= to && end.is_none_or(|end| end >= from))
         };
         let sizes = self.nodes.iter().filter(led).flat_map(|seen| {
             let before = seen.sizes.iter().rev().find(|(at, _)| *at <= from);
-            let within = seen.sizes.iter().filter(move |(at, _)| *at > from && *at <= to);
+            let within = seen
+                .sizes
+                .iter()
+                .filter(move |(at, _)| *at > from && *at <= to);
             before.into_iter().chain(within).map(|(_, size)| *size)
         });
         sizes.min()
@@ -174,7 +187,8 @@ impl Watchers {
 }
 
 fn fold(hash: u64, bytes: &[u8]) -> u64 {
-    let multiply = |hash: u64, word: u64| (hash.rotate_left(5) ^ word).wrapping_mul(0x517c_c1b7_2722_0a95);
+    let multiply =
+        |hash: u64, word: u64| (hash.rotate_left(5) ^ word).wrapping_mul(0x517c_c1b7_2722_0a95);
     let folded = bytes.chunks(8).fold(hash, |hash, chunk| {
         let mut word = [0; 8];
         word[..chunk.len()].copy_from_slice(chunk);
@@ -186,7 +200,9 @@ fn fold(hash: u64, bytes: &[u8]) -> u64 {
 impl Sim {
     /// P1: `id` is about to fail; five seconds later every live member must know.
     pub fn watch_detection(&mut self, id: HostId) {
-        let Some(process) = self.hosts[id].process() else { return };
+        let Some(process) = self.hosts[id].process() else {
+            return;
+        };
         let (server, incarnation) = (process.server.clone(), process.membership.me().incarnation);
         if self.watchers.nodes[id].joined.is_none() || !self.hosts[id].is_active() {
             return;
@@ -212,8 +228,11 @@ impl Sim {
     ) {
         let calm_from = began - Duration::from_secs(3);
         let calm = |since: Option<Time>| since.is_some_and(|since| since <= calm_from);
-        let troubled =
-            self.watchers.nodes.iter().filter(|seen| seen.troubled.is_some_and(|at| at >= calm_from));
+        let troubled = self
+            .watchers
+            .nodes
+            .iter()
+            .filter(|seen| seen.troubled.is_some_and(|at| at >= calm_from));
         if !calm(self.watchers.whole_since)
             || !calm(self.watchers.fair_since)
             || troubled.count() > FAILURES_MAX
@@ -227,7 +246,10 @@ impl Sim {
             if !same || seen.troubled.is_some_and(|at| at >= calm_from) {
                 continue;
             }
-            let still = seen.view.server(server).filter(|member| member.incarnation <= incarnation);
+            let still = seen
+                .view
+                .server(server)
+                .filter(|member| member.incarnation <= incarnation);
             if let Some(member) = still {
                 let what = format!(
                     "node-{id} failed at {began} and node-{} still has it as {:?}#{}",
@@ -241,7 +263,10 @@ impl Sim {
     /// P2: whoever is missing in the new view must have given a reason.
     pub fn watch_view(&mut self, id: HostId, view: &View) {
         let old = std::mem::replace(&mut self.watchers.nodes[id].view, view.clone());
-        let gone = old.members.values().filter(|member| view.server(&member.server()).is_none());
+        let gone = old
+            .members
+            .values()
+            .filter(|member| view.server(&member.server()).is_none());
         let gone: Vec<(HostId, Server)> = gone
             .filter_map(|member| Some((self.host_at(member.addr)?, member.server())))
             .collect();
@@ -257,16 +282,25 @@ impl Sim {
         let from = self.now - EXCUSED;
         let seen = &self.watchers.nodes[removed];
         let host = &self.hosts[removed];
-        let settled = seen.joined.is_some_and(|at| at + Duration::from_secs(3) <= self.now);
-        let lives = host.is_active() && host.process().is_some_and(|process| process.server == *server);
+        let settled = seen
+            .joined
+            .is_some_and(|at| at + Duration::from_secs(3) <= self.now);
+        let lives = host.is_active()
+            && host
+                .process()
+                .is_some_and(|process| process.server == *server);
         let stalled = self.watchers.nodes.iter().any(|seen| {
-            seen.long_pause.is_some_and(|(begin, end)| begin <= self.now && end >= from)
+            seen.long_pause
+                .is_some_and(|(begin, end)| begin <= self.now && end >= from)
         });
         !lives
             || !settled
             || seen.leaving
             || stalled
-            || self.watchers.whole_since.is_none_or(|since| since > from && since > Time(0))
+            || self
+                .watchers
+                .whole_since
+                .is_none_or(|since| since > from && since > Time(0))
     }
 
     /// P3: a put was answered: its copies must be safe at this instant.
@@ -285,8 +319,10 @@ impl Sim {
         let disks = (0..self.nodes).filter(|id| self.hosts[*id].disk.keeps(blob, content.digest));
         let (copies, wanted) = (disks.count(), members.min(REPLICAS));
         if copies < wanted {
-            let what =
-                format!("{} was answered with {copies} safe copies of {wanted} ({blob})", content.name);
+            let what = format!(
+                "{} was answered with {copies} safe copies of {wanted} ({blob})",
+                content.name
+            );
             self.violate("P3", what);
         }
     }
@@ -294,13 +330,17 @@ impl Sim {
     /// P10, after each turn of a node's coord thread.
     pub fn watch_node(&mut self, id: HostId) {
         let now = self.now;
-        let Some(process) = self.hosts[id].process_mut() else { return };
+        let Some(process) = self.hosts[id].process_mut() else {
+            return;
+        };
         let consensus = process.node.consensus();
         let (term, leads) = (consensus.term(), consensus.role() == Role::Leader);
         let applied = process.node.state().applied.0;
         let mut fresh = Vec::new();
         for index in process.applied_seen + 1..=applied {
-            let Some(entry) = consensus.entry(dlc::types::Index(index)) else { break };
+            let Some(entry) = consensus.entry(dlc::types::Index(index)) else {
+                break;
+            };
             let hash = fold(entry.term.0, &[]);
             let hash = match &entry.payload {
                 Payload::Empty => fold(hash, b"empty"),
@@ -332,12 +372,21 @@ impl Sim {
             _ => {}
         }
         if leads && !leading {
-            self.trace.story(now, "leader", || format!("node-{id} in term {}", term.0));
+            self.trace
+                .story(now, "leader", || format!("node-{id} in term {}", term.0));
         }
         if leads {
-            let first = self.watchers.leaders.entry(term).or_insert_with(|| server.clone()).clone();
+            let first = self
+                .watchers
+                .leaders
+                .entry(term)
+                .or_insert_with(|| server.clone())
+                .clone();
             if first != server {
-                self.violate("P10", format!("{first:?} and {server:?} lead in term {}", term.0));
+                self.violate(
+                    "P10",
+                    format!("{first:?} and {server:?} lead in term {}", term.0),
+                );
             }
         }
     }
@@ -345,7 +394,10 @@ impl Sim {
     /// P8 across the cluster: no hand-out runs at two places.
     pub fn watch_run(&mut self, id: HostId, assignment: &Assignment) {
         if let Some(other) = self.watchers.runs.insert(assignment.id, id) {
-            let what = format!("{:?} runs on node-{id} and ran on node-{other}", assignment.id);
+            let what = format!(
+                "{:?} runs on node-{id} and ran on node-{other}",
+                assignment.id
+            );
             self.violate("P8", what);
         }
     }
@@ -353,7 +405,11 @@ impl Sim {
     /// Names of the nodes that are members by their own account.
     pub fn members_now(&self) -> BTreeSet<HostId> {
         (0..self.nodes)
-            .filter(|id| self.hosts[*id].process().is_some_and(|p| p.membership.is_member()))
+            .filter(|id| {
+                self.hosts[*id]
+                    .process()
+                    .is_some_and(|p| p.membership.is_member())
+            })
             .collect()
     }
 }

@@ -101,8 +101,9 @@ impl Plan {
     pub fn draw(random: &mut Rng, faults: &mut Rng) -> Plan {
         let nodes = 4 + random.below(6) as usize;
         let introducers = 1 + random.below(2) as usize;
-        let mut starts: Vec<Duration> =
-            (0..nodes).map(|_| between(random, Duration::ZERO, Duration::from_secs(4))).collect();
+        let mut starts: Vec<Duration> = (0..nodes)
+            .map(|_| between(random, Duration::ZERO, Duration::from_secs(4)))
+            .collect();
         // Some come only when the others are at work.
         if nodes > 4 && random.chance(40) {
             starts[nodes - 1] = between(random, Duration::from_secs(12), Duration::from_secs(35));
@@ -125,7 +126,15 @@ impl Plan {
         operations.sort_by_key(|(at, _)| *at);
         let service = Duration::from_millis(1 + random.below(150));
         let faults = Fault::draw(faults, nodes, introducers);
-        Plan { nodes, introducers, starts, operations, faults, service, events_max: EVENTS_MAX }
+        Plan {
+            nodes,
+            introducers,
+            starts,
+            operations,
+            faults,
+            service,
+            events_max: EVENTS_MAX,
+        }
     }
 }
 
@@ -148,22 +157,33 @@ impl Sim {
             self.after(at, move |sim| sim.strike(fault));
         }
         self.after(HEAL_AT, Sim::heal);
-        self.after(END.saturating_sub(Duration::from_secs(8)), Sim::look_for_convergence);
+        self.after(
+            END.saturating_sub(Duration::from_secs(8)),
+            Sim::look_for_convergence,
+        );
     }
 
     /// Runs a client's command on some member.
     pub fn operate(&mut self, operation: Operation) {
-        let Some(host) = self.some_member() else { return };
-        self.trace.story(self.now, "client", || format!("at node-{host}: {operation:?}"));
+        let Some(host) = self.some_member() else {
+            return;
+        };
+        self.trace.story(self.now, "client", || {
+            format!("at node-{host}: {operation:?}")
+        });
         match operation {
             Operation::Put(number, bytes) => {
                 let content = self.content(name(number), bytes);
                 self.begin("put");
-                self.put(host, vec![content], Box::new(|sim, receipts| {
-                    if receipts.is_some() {
-                        sim.succeed("put");
-                    }
-                }));
+                self.put(
+                    host,
+                    vec![content],
+                    Box::new(|sim, receipts| {
+                        if receipts.is_some() {
+                            sim.succeed("put");
+                        }
+                    }),
+                );
             }
             Operation::Get(number) => {
                 self.begin("get");
@@ -202,20 +222,24 @@ impl Sim {
                 self.content(name, 200)
             })
             .collect();
-        self.put(host, files, Box::new(move |sim, receipts| {
-            if receipts.is_some() {
-                return sim.succeed("upload_data");
-            }
-            if sim.now < Time(0) + HEAL_AT {
-                let pause = Duration::from_secs(1);
-                let host = sim.some_member();
-                sim.after(pause, move |sim| {
-                    if let Some(host) = host {
-                        sim.upload(host, dataset, count);
-                    }
-                });
-            }
-        }));
+        self.put(
+            host,
+            files,
+            Box::new(move |sim, receipts| {
+                if receipts.is_some() {
+                    return sim.succeed("upload_data");
+                }
+                if sim.now < Time(0) + HEAL_AT {
+                    let pause = Duration::from_secs(1);
+                    let host = sim.some_member();
+                    sim.after(pause, move |sim| {
+                        if let Some(host) = host {
+                            sim.upload(host, dataset, count);
+                        }
+                    });
+                }
+            }),
+        );
     }
 
     /// A file with bytes that no other put has.

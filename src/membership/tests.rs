@@ -418,6 +418,19 @@ fn a_name_in_use_is_refused_and_a_silent_holder_replaced() {
 }
 
 #[test]
+fn two_processes_on_copies_of_one_disk_do_not_duel() {
+    let mut cluster = Cluster::formed(735, 4);
+    let old = Cluster::addr(2);
+    let disk = cluster.nodes[&old].core.me().storage;
+    let new = cluster.start_named(9, "n2", disk);
+    cluster.run(secs(5));
+    assert!(cluster.put_out(old, |output| matches!(output, Output::Evicted { .. })));
+    assert!(cluster.nodes[&new].core.is_member());
+    assert!(cluster.nodes[&new].core.me().incarnation < Incarnation(4));
+    assert!(cluster.agreed(4));
+}
+
+#[test]
 fn former_members_guard_names_like_an_introducer() {
     let mut cluster = Cluster::formed(740, 4);
     let known: Vec<SocketAddr> = cluster.running();

@@ -32,6 +32,10 @@ impl Membership {
             self.apply_about_me(now, update);
             return;
         }
+        // Who was removed has no say about others: it may be the one that hears nobody.
+        if update.member.state == MemberState::Suspect && self.members.live(&update.by).is_none() {
+            return;
+        }
         let node = update.member.node.clone();
         if let Some(change) = self.merge(now, update, Ground::Told)
             && matches!(change, Change::Suspected | Change::Accused)
@@ -185,9 +189,9 @@ impl Membership {
 
     /// Beliefs about this very node.
     ///
-    /// Its own disk: whatever is worse than alive, or newer than this life, is outlived. Another
-    /// disk that is live in a greater life has taken the name, and this process gives way; one
-    /// that is gone is outlived.
+    /// What is worse than alive, or newer than this life, is outlived. A process that is live in a
+    /// greater life, on another disk or on a copy of this one, was let in later and has the name:
+    /// this one gives way, for two must not duel. One that is gone is outlived.
     fn apply_about_me(&mut self, now: Time, update: Update) {
         let news = &update.member;
         let own_disk = news.storage == self.me.storage;
@@ -197,7 +201,8 @@ impl Membership {
         if !newer && !worse {
             return;
         }
-        if !own_disk && is_live(news.state) {
+        let other_process = !own_disk || (news.addr, news.joined) != (self.me.addr, self.me.joined);
+        if other_process && newer && is_live(news.state) {
             let reason = Eviction {
                 node: self.me.node.clone(),
                 addr: news.addr,

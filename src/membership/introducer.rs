@@ -25,6 +25,9 @@ use crate::wire::datagram::{
     Update, WaitReason,
 };
 
+/// A member heard more recently than this is not believed to have failed.
+const CONTRADICTION_SPAN: Duration = Duration::from_secs(2);
+
 /// Spans and bounds of an introducer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IntroducerConfig {
@@ -400,10 +403,24 @@ impl Introducer {
         if member.state == MemberState::Suspect {
             member.state = MemberState::Alive;
         }
-        let known = self.entries.get(&member.node);
-        if known.is_some_and(|entry| !supersedes(&entry.member, &member)) {
+        let known = self.entries.get_mut(&member.node);
+        if known
+            .as_ref()
+            .is_some_and(|entry| !supersedes(&entry.member, &member))
+        {
             return;
         }
+        // Whoever is cut off holds the others for failed. A member that announced itself just now
+        // has the better word; it is named a little longer, until it is silent here too.
+        if let Some(entry) = known
+            && member.state == MemberState::Failed
+            && let Some(heard) = entry.heard.filter(|at| now.since(*at) < CONTRADICTION_SPAN)
+        {
+            let soon = now + CONTRADICTION_SPAN - self.config.silence_span;
+            entry.heard = Some(heard.min(soon));
+            return;
+        }
+        let known = self.entries.get(&member.node);
         if known.is_none() && !self.make_room(now) {
             return;
         }

@@ -20,12 +20,11 @@ pub(super) struct Joining {
     cursor: usize,
     rounds: u32,
     waiting: Option<(SocketAddr, WaitReason)>,
-    none_there: bool,
 }
 
 impl Joining {
-    pub(super) fn next_at(&self) -> Option<Time> {
-        (!self.none_there).then_some(self.next_at)
+    pub(super) fn next_at(&self) -> Time {
+        self.next_at
     }
 }
 
@@ -54,7 +53,6 @@ impl Membership {
             cursor: 0,
             rounds: 0,
             waiting: None,
-            none_there: self.introducers.is_empty() && self.known.is_empty(),
         });
         self.advance_join(now);
     }
@@ -85,7 +83,7 @@ impl Membership {
         let Phase::Joining(joining) = &self.phase else {
             return None;
         };
-        if joining.none_there {
+        if self.introducers.is_empty() && self.known.is_empty() {
             return Some(
                 "no introducer is given: start the node with --introducer HOST:PORT".into(),
             );
@@ -112,12 +110,17 @@ impl Membership {
         let Phase::Joining(joining) = &self.phase else {
             return;
         };
-        if under_way || joining.none_there || joining.next_at > now {
+        if under_way || joining.next_at > now {
             return;
         }
         let cursor = joining.cursor;
         let mut candidates = self.introducers.iter().chain(&self.known);
         let Some(to) = candidates.nth(cursor).copied() else {
+            // Nobody to ask yet; the known members may still be told to this node.
+            if let Phase::Joining(joining) = &mut self.phase {
+                joining.cursor = 0;
+                joining.next_at = now + self.config.join_backoff_max;
+            }
             return;
         };
         let first = self.introducers.first() == Some(&to) && cursor == 0;

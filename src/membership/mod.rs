@@ -104,8 +104,7 @@ pub enum ExchangeError {
 /// Why this process must end: another one has its name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the name {node} was taken by the node at {addr}, which has another data directory: this process ends and must not \
-     rejoin; start it under another --name"
+    "the name {node} was taken by a newer process at {addr}: this one ends and must not rejoin; start it under another --name"
 )]
 pub struct Eviction {
     /// The name.
@@ -288,6 +287,7 @@ impl Membership {
     }
 
     /// Members known from before this start: asked to let this node in while no introducer is up.
+    /// Call it before [`Membership::handle_join`].
     pub fn set_known(&mut self, known: Vec<SocketAddr>) {
         let own = self.me.addr;
         self.known = known.into_iter().filter(|addr| *addr != own).collect();
@@ -537,7 +537,7 @@ impl Membership {
         let exchange = self.exchanges.values().map(|pending| pending.expires).min();
         let phase = match &self.phase {
             Phase::Idle | Phase::Gone => None,
-            Phase::Joining(joining) => joining.next_at(),
+            Phase::Joining(joining) => Some(joining.next_at()),
             Phase::Leaving(leaving) => Some(leaving.next_at()),
             Phase::Member => {
                 let fixed = self.announce_at.min(self.reconnect_at).min(self.forget_at);

@@ -81,6 +81,11 @@ impl Share {
         share
     }
 
+    /// Most queries in one hand-out.
+    pub fn batch_size(&self) -> u32 {
+        self.batch
+    }
+
     /// Queries completed and in flight.
     pub fn served(&self) -> u64 {
         self.served

@@ -24,7 +24,11 @@
 
 mod backlog;
 mod choice;
+#[cfg(test)]
+mod cluster_tests;
 pub mod fair;
+#[cfg(test)]
+mod harness;
 pub mod jobs;
 #[cfg(test)]
 mod tests;

@@ -1,1 +1,729 @@
-//! Tests of the scheduling core.
+//! Tests of the scheduling core's parts, message by message.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::fair::Share;
+use super::harness::{inputs, model, node};
+use super::jobs::{Jobs, MODELS_MAX};
+use super::worker::{Worker, WorkerOutput};
+use super::{ScheduleOutput, Scheduler};
+use crate::types::{FileName, Incarnation, JobId, NodeId, Rng, Term, Time, WallTime};
+use crate::wire::client::JobStatus;
+use crate::wire::schedule::{
+    AssignedInput, Assignment, AssignmentId, FinishedTask, Outcome, ScheduleMessage, WorkerStatus,
+};
+
+fn answer(label: &str) -> Outcome {
+    Outcome::Label {
+        label: label.into(),
+        confidence: 0.25,
+    }
+}
+
+fn finished(job: u64, elapsed: Duration, rows: Vec<(u32, Outcome)>) -> FinishedTask {
+    FinishedTask {
+        job: JobId(job),
+        node: node("n0"),
+        elapsed: elapsed.as_nanos() as u64,
+        rows,
+    }
+}
+
+fn one_job(count: u32, batch: u32) -> Jobs {
+    let mut jobs = Jobs::new();
+    jobs.publish(model("lenet"));
+    jobs.submit(
+        &model("lenet"),
+        "digit.png",
+        batch,
+        1,
+        WallTime(0),
+        inputs(count),
+    );
+    jobs
+}
+
+// Jobs.
+
+#[test]
+fn an_input_has_the_first_row_that_is_applied_and_counts_once() {
+    let mut jobs = one_job(3, 2);
+    let second = Duration::from_secs(1);
+    let first = finished(0, second, vec![(0, answer("a")), (1, answer("b"))]);
+    assert_eq!(jobs.finish(&first, WallTime(1_000)), 2);
+    let again = finished(
+        0,
+        second,
+        vec![(1, answer("c")), (2, answer("d")), (9, answer("x"))],
+    );
+    assert_eq!(jobs.finish(&again, WallTime(2_000)), 1);
+    assert_eq!(jobs.finish(&again, WallTime(3_000)), 0);
+    assert_eq!(
+        jobs.finish(&finished(7, second, vec![(0, answer("a"))]), WallTime(0)),
+        0
+    );
+    let labels: Vec<Outcome> = jobs
+        .rows(JobId(0), 0, 9)
+        .unwrap()
+        .into_iter()
+        .map(|r| r.outcome)
+        .collect();
+    assert_eq!(labels, [answer("a"), answer("b"), answer("d")]);
+    assert!(jobs.rows_complete(JobId(0)));
+    assert_eq!(
+        jobs.stats(JobId(0), WallTime(9_000), vec![]).unwrap().count,
+        3
+    );
+}
+
+#[test]
+fn the_result_file_is_quoted_ordered_and_holds_the_rows_so_far() {
+    let mut jobs = Jobs::new();
+    let mut list = inputs(4);
+    list[0].name = FileName::new("a,\"b\".png").unwrap();
+    jobs.submit(&model("lenet"), "x", 1, 1, WallTime(0), list);
+    let rows = vec![
+        (3, Outcome::Error("line 1\nline 2".into())),
+        (0, answer("cat, tabby")),
+        (2, answer("7")),
+    ];
+    jobs.finish(&finished(0, Duration::ZERO, rows), WallTime(0));
+    let expected = "file,label,confidence,error\n\
+        \"a,\"\"b\"\".png\",\"cat, tabby\",0.250000,\n\
+        digit2.png,7,0.250000,\n\
+        digit3.png,,,\"line 1\nline 2\"\n";
+    assert_eq!(
+        String::from_utf8(jobs.csv(JobId(0)).unwrap()).unwrap(),
+        expected
+    );
+    let names = |rows: Vec<crate::wire::client::Row>| -> Vec<String> {
+        rows.iter().map(|row| row.file.to_string()).collect()
+    };
+    assert_eq!(
+        names(jobs.tail(JobId(0), 2).unwrap()),
+        ["a,\"b\".png", "digit2.png"]
+    );
+    assert_eq!(
+        names(jobs.rows(JobId(0), 1, 2).unwrap()),
+        ["digit2.png"],
+        "inputs without a row are left out"
+    );
+    assert_eq!(jobs.stats(JobId(0), WallTime(0), vec![]).unwrap().errors, 1);
+}
+
+#[test]
+fn a_query_takes_as_long_as_its_task_as_in_the_seeds_table() {
+    let mut jobs = one_job(10, 2);
+    for (task, millis) in [13_404u64, 1_182, 1_182, 1_812, 1_180].iter().enumerate() {
+        let first = task as u32 * 2;
+        let rows = vec![(first, answer("0")), (first + 1, answer("0"))];
+        let at = WallTime(4_000 * (task as u64 + 1));
+        jobs.finish(&finished(0, Duration::from_millis(*millis), rows), at);
+    }
+    let nodes = vec![node("n0")];
+    let stats = jobs
+        .stats(JobId(0), WallTime(999_000), nodes.clone())
+        .unwrap();
+    let near = |a: f64, b: f64| assert!((a - b).abs() < 1e-6, "{a} is not {b}");
+    near(stats.mean, 3.752);
+    near(stats.p25, 1.182);
+    near(stats.p75, 1.812);
+    near(stats.p99, 13.404);
+    near(
+        stats.std,
+        ((9.652f64.powi(2) + 2.0 * 2.57f64.powi(2) + 1.94f64.powi(2) + 2.572f64.powi(2)) / 5.0)
+            .sqrt(),
+    );
+    near(stats.rate_total, 10.0 / 20.0);
+    near(stats.rate_10s, 0.0);
+    assert!(stats.assigned_nodes.is_empty(), "it has all its rows");
+    near(
+        jobs.stats(JobId(0), WallTime(20_000), nodes)
+            .unwrap()
+            .rate_10s,
+        0.6,
+    );
+}
+
+#[test]
+fn a_percentile_lies_between_two_queries_and_one_query_is_every_percentile() {
+    let mut jobs = one_job(3, 1);
+    let ms = Duration::from_millis;
+    jobs.finish(&finished(0, ms(100), vec![(0, answer("0"))]), WallTime(5));
+    let stats = jobs.stats(JobId(0), WallTime(5), vec![]).unwrap();
+    assert_eq!(
+        (stats.mean, stats.std, stats.p25, stats.p99),
+        (0.1, 0.0, 0.1, 0.1)
+    );
+    jobs.finish(&finished(0, ms(200), vec![(1, answer("0"))]), WallTime(6));
+    let stats = jobs.stats(JobId(0), WallTime(6), vec![]).unwrap();
+    assert!((stats.p75 - 0.175).abs() < 1e-9 && (stats.p99 - 0.199).abs() < 1e-9);
+}
+
+#[test]
+fn times_of_very_many_tasks_stay_bounded_and_right() {
+    let mut timing = super::timing::Timing::default();
+    for number in 0..250_000u64 {
+        timing.add((number * 7_919 % 250_000) * 1_000_000, 1);
+    }
+    assert!((timing.mean() - 124.9995).abs() < 1e-6);
+    for percent in [25, 75, 99] {
+        let exact = 250.0 * percent as f64 / 100.0;
+        assert!((timing.percentile(percent) - exact).abs() < 0.1);
+    }
+}
+
+#[test]
+fn a_job_is_queued_then_in_progress_then_completed() {
+    let mut jobs = one_job(1, 1);
+    let status = |jobs: &Jobs, started: bool| jobs.infos(&|_| started)[0].status;
+    assert_eq!(status(&jobs, false), JobStatus::Queued);
+    assert_eq!(status(&jobs, true), JobStatus::InProgress);
+    assert!(!jobs.complete(JobId(0), WallTime(1)), "a row is missing");
+    jobs.finish(
+        &finished(0, Duration::ZERO, vec![(0, answer("0"))]),
+        WallTime(1),
+    );
+    assert_eq!(status(&jobs, false), JobStatus::InProgress);
+    assert_eq!(jobs.pinned_blobs(JobId(0)).count(), 1);
+    assert!(jobs.complete(JobId(0), WallTime(2)));
+    assert!(!jobs.complete(JobId(0), WallTime(3)));
+    assert_eq!(status(&jobs, false), JobStatus::Completed);
+    assert_eq!(jobs.pinned_blobs(JobId(0)).count(), 0);
+    assert_eq!(jobs.unfinished().count(), 0);
+}
+
+#[test]
+fn the_newest_publication_holds_and_old_ones_stay_while_jobs_use_them() {
+    let mut jobs = Jobs::new();
+    assert_eq!(jobs.publish(model("resnet50")), Some(0));
+    let old = jobs.model("resnet").unwrap().model.clone();
+    jobs.submit(&old, "x", 1, 1, WallTime(0), inputs(1));
+    let mut newer = model("resnet50");
+    newer.digest = model("other").digest;
+    assert_eq!(jobs.publish(newer.clone()), Some(1));
+    assert_eq!(jobs.model("resnet50").unwrap().model, newer);
+    assert_eq!(jobs.wanted_models().len(), 2);
+    jobs.finish(
+        &finished(0, Duration::ZERO, vec![(0, answer("0"))]),
+        WallTime(0),
+    );
+    jobs.complete(JobId(0), WallTime(0));
+    assert_eq!(jobs.wanted_models(), [newer]);
+    assert!(jobs.model("alexnet").is_none());
+    for number in 1..MODELS_MAX {
+        assert!(jobs.publish(model(&format!("m{number}"))).is_some());
+    }
+    assert_eq!(jobs.publish(model("one-more")), None);
+}
+
+#[test]
+fn history_is_bounded() {
+    let mut jobs = Jobs::new();
+    for _ in 0..super::jobs::HISTORY_MAX + 2 {
+        let id = jobs.submit(&model("lenet"), "x", 1, 1, WallTime(0), Vec::new());
+        assert!(jobs.complete(id, WallTime(0)));
+    }
+    assert_eq!(jobs.jobs().next().unwrap().id, JobId(2));
+    assert_eq!(jobs.jobs().count(), super::jobs::HISTORY_MAX);
+}
+
+// Shares.
+
+#[test]
+fn passes_are_compared_by_weight_and_exactly() {
+    let mut light = Share::new(3, 1, 0);
+    let mut heavy = Share::new(3, 3, 0);
+    light.hand_out(1);
+    heavy.hand_out(2);
+    assert!(heavy.pass() < light.pass(), "2/3 is less than 1");
+    heavy.hand_out(1);
+    assert_eq!(heavy.pass(), light.pass());
+    // Floats of 53 bits could not tell these apart.
+    let mut large = Share::new(1, 7, 0);
+    large.hand_out((1 << 60) + 1);
+    let mut larger = Share::new(1, 7, 0);
+    larger.hand_out((1 << 60) + 2);
+    assert!(large.pass() < larger.pass());
+}
+
+#[test]
+fn the_bound_holds_through_any_history_of_shares() {
+    for seed in 0..300 {
+        let mut rng = Rng::new(seed);
+        let mut shares: Vec<Share> = Vec::new();
+        for _ in 0..400 {
+            let smallest = |shares: &[Share]| {
+                let best = shares.iter().enumerate().min_by_key(|(_, s)| s.pass());
+                best.map(|(number, _)| number)
+            };
+            match (rng.below(20), smallest(&shares)) {
+                (0, found) if shares.len() < 5 => {
+                    let batch = 1 + rng.below(64) as u32;
+                    let weight = 1 + rng.below(7) as u32;
+                    let mut share = Share::new(batch, weight, rng.below(1_000));
+                    share.enter(found.map(|number| &shares[number]));
+                    shares.push(share);
+                }
+                (1 | 2, Some(_)) => {
+                    let number = rng.below(shares.len() as u64) as usize;
+                    let served = shares[number].served() + rng.below(50);
+                    shares[number].settle(served.saturating_sub(25));
+                }
+                (_, Some(number)) => {
+                    let queries = 1 + rng.below(shares[number].batch_size().into());
+                    shares[number].hand_out(queries);
+                }
+                _ => {}
+            }
+            for ahead in &shares {
+                for behind in &shares {
+                    assert!(ahead.is_within_bound(behind), "seed {seed}: {shares:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_bound_is_one_batch_without_failures() {
+    let mut ahead = Share::new(4, 2, 0);
+    let behind = Share::new(4, 2, 0);
+    ahead.hand_out(4);
+    assert!(ahead.is_within_bound(&behind));
+    ahead.hand_out(1);
+    assert!(!ahead.is_within_bound(&behind));
+}
+
+// The worker.
+
+fn assignment(term: u64, counter: u64, token: u64) -> Assignment {
+    Assignment {
+        id: AssignmentId {
+            term: Term(term),
+            counter,
+        },
+        token,
+        job: JobId(0),
+        model: "lenet".into(),
+        digest: model("lenet").digest,
+        inputs: vec![AssignedInput {
+            index: 4,
+            input: inputs(1).remove(0),
+            sources: Vec::new(),
+        }],
+    }
+}
+
+fn assign(term: u64, counter: u64, token: u64) -> ScheduleMessage {
+    ScheduleMessage::Assign {
+        term: Term(term),
+        assignment: assignment(term, counter, token),
+    }
+}
+
+fn loaded_worker() -> Worker {
+    let mut worker = Worker::new(node("n0"), Time(0));
+    worker.handle_model_loaded(Time(0), "lenet", model("lenet").digest, Ok(()));
+    worker.handle_leader(Time(0), Term(5), Some(node("n9")));
+    outputs(&mut worker);
+    worker
+}
+
+fn outputs(worker: &mut Worker) -> Vec<WorkerOutput> {
+    std::iter::from_fn(|| worker.poll_output()).collect()
+}
+
+fn runs(worker: &mut Worker) -> usize {
+    let outputs = outputs(worker);
+    let is_run = |output: &&WorkerOutput| matches!(output, WorkerOutput::Run(_));
+    outputs.iter().filter(is_run).count()
+}
+
+#[test]
+fn a_worker_takes_one_task_with_the_right_token_and_model() {
+    let mut worker = loaded_worker();
+    let from = node("n9");
+    worker.handle_message(Time(1), &from, assign(5, 1, 3));
+    assert_eq!(runs(&mut worker), 0, "wrong token");
+    let mut unknown = assignment(5, 1, 0);
+    unknown.digest = model("other").digest;
+    let message = ScheduleMessage::Assign {
+        term: Term(5),
+        assignment: unknown,
+    };
+    worker.handle_message(Time(1), &from, message);
+    assert_eq!(runs(&mut worker), 0, "the network is not loaded");
+    worker.handle_message(Time(1), &from, assign(5, 1, 0));
+    assert_eq!(runs(&mut worker), 1);
+    worker.handle_message(Time(1), &from, assign(5, 1, 0));
+    worker.handle_message(Time(1), &from, assign(5, 2, 0));
+    assert_eq!(runs(&mut worker), 0, "busy");
+    let id = assignment(5, 1, 0).id;
+    worker.handle_batch_done(Time(2), id, vec![(4, answer("4"))]);
+    worker.handle_message(Time(2), &from, assign(5, 1, 0));
+    assert_eq!(runs(&mut worker), 0, "finished");
+    assert_eq!(worker.refused(), 4);
+}
+
+#[test]
+fn a_worker_refuses_a_deposed_leader() {
+    let mut worker = loaded_worker();
+    worker.handle_message(Time(1), &node("old"), assign(4, 1, 0));
+    assert_eq!((runs(&mut worker), worker.refused()), (0, 1));
+    let query = ScheduleMessage::Query { term: Term(6) };
+    worker.handle_message(Time(1), &node("new"), query);
+    worker.handle_message(Time(1), &node("n9"), assign(5, 1, 0));
+    assert_eq!(runs(&mut worker), 0);
+    worker.handle_message(Time(1), &node("new"), assign(6, 1, 0));
+    assert_eq!(runs(&mut worker), 1);
+}
+
+#[test]
+fn a_result_is_repeated_until_the_leader_has_it() {
+    let mut worker = loaded_worker();
+    let from = node("n9");
+    worker.handle_message(Time(1), &from, assign(5, 1, 0));
+    outputs(&mut worker);
+    let id = assignment(5, 1, 0).id;
+    worker.handle_batch_done(Time(2), id, vec![(4, answer("4"))]);
+    let is_done = |output: &WorkerOutput, leader: &str| {
+        matches!(output, WorkerOutput::ToLeader { leader: to, message: ScheduleMessage::Done { id: of, status, .. } }
+            if to.as_str() == leader && *of == id && status.token == 1)
+    };
+    assert!(is_done(&outputs(&mut worker)[0], "n9"));
+    let due = worker.poll_timeout().unwrap();
+    assert_eq!(due, Time(2) + super::REPEAT);
+    worker.handle_timeout(due);
+    assert!(is_done(&outputs(&mut worker)[0], "n9"));
+    worker.handle_leader(due, Term(6), Some(node("n8")));
+    assert!(
+        is_done(&outputs(&mut worker)[0], "n8"),
+        "at once to the next leader"
+    );
+    worker.handle_message(due, &node("n8"), ScheduleMessage::DoneAck { id });
+    worker.handle_timeout(due + super::REPEAT);
+    let last = outputs(&mut worker);
+    assert!(matches!(
+        &last[..],
+        [WorkerOutput::ToLeader {
+            message: ScheduleMessage::Status(_),
+            ..
+        }]
+    ));
+}
+
+#[test]
+fn the_raised_token_proves_that_the_leader_has_the_result() {
+    let mut worker = loaded_worker();
+    let from = node("n9");
+    worker.handle_message(Time(1), &from, assign(5, 1, 0));
+    worker.handle_batch_done(Time(2), assignment(5, 1, 0).id, vec![(4, answer("4"))]);
+    outputs(&mut worker);
+    worker.handle_message(Time(3), &from, assign(5, 2, 1));
+    assert_eq!(runs(&mut worker), 1);
+    worker.handle_batch_done(Time(4), assignment(5, 2, 1).id, Vec::new());
+    let repeated = outputs(&mut worker);
+    assert!(
+        matches!(&repeated[..], [WorkerOutput::ToLeader { message: ScheduleMessage::Done { id, .. }, .. }] if id.counter == 2)
+    );
+}
+
+// The scheduler, message by message.
+
+const NEW: Term = Term(1);
+
+fn status(token: u64, running: Option<(AssignmentId, JobId, Vec<u32>)>) -> ScheduleMessage {
+    ScheduleMessage::Status(plain_status(token, running))
+}
+
+fn plain_status(token: u64, running: Option<(AssignmentId, JobId, Vec<u32>)>) -> WorkerStatus {
+    WorkerStatus {
+        term: NEW,
+        token,
+        running,
+        models: vec![("lenet".into(), model("lenet").digest)],
+        failed_models: Vec::new(),
+    }
+}
+
+fn drain(scheduler: &mut Scheduler, now: Time, jobs: &Jobs) -> Vec<ScheduleOutput> {
+    let poll = || scheduler.poll_output(now, jobs, &|_| Vec::new(), &|_, _| false);
+    let outputs = std::iter::from_fn(poll).collect();
+    scheduler.check_invariants(jobs).unwrap();
+    outputs
+}
+
+/// The assignments among outputs.
+fn assigned(outputs: &[ScheduleOutput]) -> Vec<(NodeId, Assignment)> {
+    let pick = |output: &ScheduleOutput| match output {
+        ScheduleOutput::Send {
+            to,
+            message: ScheduleMessage::Assign { assignment, .. },
+        } => Some((to.clone(), assignment.clone())),
+        _ => None,
+    };
+    outputs.iter().filter_map(pick).collect()
+}
+
+fn indexes(assignment: &Assignment) -> Vec<u32> {
+    assignment.inputs.iter().map(|input| input.index).collect()
+}
+
+fn live(names: &[&str]) -> BTreeSet<NodeId> {
+    names.iter().map(|name| node(name)).collect()
+}
+
+fn done(assignment: &Assignment, rows: Vec<(u32, Outcome)>) -> ScheduleMessage {
+    ScheduleMessage::Done {
+        id: assignment.id,
+        job: assignment.job,
+        rows,
+        status: plain_status(assignment.token + 1, None),
+    }
+}
+
+#[test]
+fn a_new_leader_assigns_after_the_reports_and_not_what_is_running() {
+    let jobs = one_job(6, 2);
+    let mut scheduler = Scheduler::new(NEW, Time(0));
+    scheduler.handle_members(Time(0), &jobs, &live(&["a", "b"]));
+    let queries = drain(&mut scheduler, Time(0), &jobs);
+    assert_eq!(queries.len(), 2);
+    scheduler.handle_message(Time(1), &jobs, &node("a"), status(0, None));
+    assert!(
+        drain(&mut scheduler, Time(1), &jobs).is_empty(),
+        "b may be running anything"
+    );
+    let old = AssignmentId {
+        term: Term(0),
+        counter: 7,
+    };
+    let running = Some((old, JobId(0), vec![0, 1]));
+    scheduler.handle_message(Time(2), &jobs, &node("b"), status(4, running));
+    let given = assigned(&drain(&mut scheduler, Time(2), &jobs));
+    assert_eq!(given.len(), 1);
+    assert_eq!(indexes(&given[0].1), [2, 3]);
+    assert!(scheduler.started(JobId(0)));
+}
+
+#[test]
+fn a_silent_node_does_not_hold_up_a_new_leader_for_long() {
+    let jobs = one_job(6, 2);
+    let mut scheduler = Scheduler::new(NEW, Time(0));
+    scheduler.handle_members(Time(0), &jobs, &live(&["a", "b"]));
+    scheduler.handle_message(Time(1), &jobs, &node("a"), status(0, None));
+    drain(&mut scheduler, Time(1), &jobs);
+    let due = scheduler.poll_timeout().unwrap();
+    assert_eq!(due, Time(0) + super::REPORT_GRACE);
+    scheduler.handle_timeout(due, &jobs);
+    assert_eq!(assigned(&drain(&mut scheduler, due, &jobs)).len(), 1);
+}
+
+/// One node `a` with the first task of a job, given at time 1.
+fn busy_scheduler(jobs: &Jobs, nodes: &[&str]) -> (Scheduler, Vec<(NodeId, Assignment)>) {
+    let mut scheduler = Scheduler::new(NEW, Time(0));
+    scheduler.handle_members(Time(0), jobs, &live(nodes));
+    for name in nodes {
+        scheduler.handle_message(Time(1), jobs, &node(name), status(0, None));
+    }
+    let given = assigned(&drain(&mut scheduler, Time(1), jobs));
+    assert_eq!(given.len(), nodes.len());
+    (scheduler, given)
+}
+
+#[test]
+fn an_assignment_is_repeated_until_a_status_shows_it() {
+    let jobs = one_job(4, 2);
+    let (mut scheduler, given) = busy_scheduler(&jobs, &["a"]);
+    let due = scheduler.poll_timeout().unwrap();
+    assert_eq!(due, Time(1) + super::REPEAT);
+    // A status from before its arrival changes nothing.
+    scheduler.handle_message(Time(2), &jobs, &node("a"), status(0, None));
+    assert!(drain(&mut scheduler, Time(2), &jobs).is_empty());
+    scheduler.handle_timeout(due, &jobs);
+    assert_eq!(assigned(&drain(&mut scheduler, due, &jobs)), given);
+    let running = Some((given[0].1.id, JobId(0), vec![0, 1]));
+    scheduler.handle_message(due, &jobs, &node("a"), status(0, running));
+    scheduler.handle_message(due, &jobs, &node("a"), status(0, None));
+    scheduler.handle_timeout(due + super::REPEAT, &jobs);
+    assert!(drain(&mut scheduler, due + super::REPEAT, &jobs).is_empty());
+}
+
+#[test]
+fn a_result_is_acknowledged_proposed_and_followed_by_a_task_in_one_turn() {
+    let jobs = one_job(4, 2);
+    let (mut scheduler, given) = busy_scheduler(&jobs, &["a"]);
+    let rows = vec![(0, answer("0")), (1, answer("1"))];
+    let message = done(&given[0].1, rows.clone());
+    scheduler.handle_message(Time(1_000), &jobs, &node("a"), message.clone());
+    let outputs = drain(&mut scheduler, Time(1_000), &jobs);
+    assert!(matches!(
+        outputs[0],
+        ScheduleOutput::Send {
+            message: ScheduleMessage::DoneAck { .. },
+            ..
+        }
+    ));
+    let expected = FinishedTask {
+        job: JobId(0),
+        node: node("a"),
+        elapsed: 999,
+        rows,
+    };
+    assert_eq!(outputs[1], ScheduleOutput::Propose(vec![expected]));
+    let next = assigned(&outputs);
+    assert_eq!(
+        (indexes(&next[0].1), next[0].1.token),
+        (vec![2, 3], 1),
+        "not what is proposed, with the new token"
+    );
+    scheduler.handle_message(Time(2_000), &jobs, &node("a"), message);
+    assert_eq!(
+        drain(&mut scheduler, Time(2_000), &jobs).len(),
+        1,
+        "a repetition is acknowledged only"
+    );
+}
+
+#[test]
+fn a_dead_nodes_inputs_go_first_and_its_late_result_counts_once() {
+    let jobs = one_job(8, 2);
+    let (mut scheduler, given) = busy_scheduler(&jobs, &["a", "b"]);
+    scheduler.handle_members(Time(2), &jobs, &live(&["b"]));
+    let rows = vec![(2, answer("2")), (3, answer("3"))];
+    scheduler.handle_message(Time(3), &jobs, &node("b"), done(&given[1].1, rows));
+    let again = assigned(&drain(&mut scheduler, Time(3), &jobs));
+    assert_eq!(indexes(&again[0].1), [0, 1], "those of the dead node");
+    let late = done(&given[0].1, vec![(0, answer("0")), (1, answer("1"))]);
+    scheduler.handle_message(Time(4), &jobs, &node("a"), late);
+    let proposed = |outputs: &[ScheduleOutput]| -> usize {
+        let tasks = outputs.iter().filter_map(|output| match output {
+            ScheduleOutput::Propose(tasks) => Some(tasks),
+            _ => None,
+        });
+        tasks.flatten().map(|task| task.rows.len()).sum()
+    };
+    assert_eq!(proposed(&drain(&mut scheduler, Time(4), &jobs)), 2);
+    let second = done(&again[0].1, vec![(0, answer("0")), (1, answer("1"))]);
+    scheduler.handle_message(Time(5), &jobs, &node("b"), second);
+    let outputs = drain(&mut scheduler, Time(5), &jobs);
+    assert_eq!(proposed(&outputs), 0, "they have been proposed");
+    assert_eq!(indexes(&assigned(&outputs)[0].1), [4, 5]);
+}
+
+#[test]
+fn a_late_task_is_given_to_another_node_but_keeps_its_own_busy() {
+    let jobs = one_job(6, 2);
+    let (mut scheduler, given) = busy_scheduler(&jobs, &["a", "b"]);
+    for (name, assignment) in &given {
+        let running = Some((assignment.id, JobId(0), indexes(assignment)));
+        scheduler.handle_message(Time(2), &jobs, name, status(0, running));
+    }
+    let rows = vec![(2, answer("2")), (3, answer("3"))];
+    let soon = Time(0) + Duration::from_millis(100);
+    scheduler.handle_message(soon, &jobs, &node("b"), done(&given[1].1, rows));
+    let next = assigned(&drain(&mut scheduler, soon, &jobs));
+    let rows = vec![(4, answer("4")), (5, answer("5"))];
+    scheduler.handle_message(soon, &jobs, &node("b"), done(&next[0].1, rows));
+    assert!(assigned(&drain(&mut scheduler, soon, &jobs)).is_empty());
+    let due = scheduler.poll_timeout().unwrap();
+    assert_eq!(due, Time(1) + super::DEADLINE_UNMEASURED);
+    scheduler.handle_timeout(due, &jobs);
+    let again = assigned(&drain(&mut scheduler, due, &jobs));
+    assert_eq!((again.len(), &again[0].0), (1, &node("b")));
+    assert_eq!(indexes(&again[0].1), [0, 1]);
+}
+
+#[test]
+fn an_input_that_fails_on_two_nodes_gets_an_error_row() {
+    let jobs = one_job(1, 1);
+    let mut scheduler = Scheduler::new(NEW, Time(0));
+    scheduler.handle_members(Time(0), &jobs, &live(&["a", "b"]));
+    for name in ["a", "b"] {
+        scheduler.handle_message(Time(1), &jobs, &node(name), status(0, None));
+    }
+    let first = assigned(&drain(&mut scheduler, Time(1), &jobs));
+    let error = || vec![(0, Outcome::Error("truncated".into()))];
+    let report = done(&first[0].1, error());
+    scheduler.handle_message(Time(2), &jobs, &first[0].0, report.clone());
+    let second = assigned(&drain(&mut scheduler, Time(2), &jobs));
+    assert_eq!(second[0].0, node("b"), "another node tries");
+    scheduler.handle_message(Time(3), &jobs, &first[0].0, report);
+    assert_eq!(
+        drain(&mut scheduler, Time(3), &jobs).len(),
+        1,
+        "a repetition of the first error is not the second error"
+    );
+    scheduler.handle_message(Time(4), &jobs, &node("b"), done(&second[0].1, error()));
+    let outputs = drain(&mut scheduler, Time(4), &jobs);
+    assert!(
+        matches!(&outputs[1], ScheduleOutput::Propose(tasks) if tasks[0].rows == error()),
+        "{outputs:?}"
+    );
+}
+
+#[test]
+fn a_node_alone_tries_twice() {
+    let jobs = one_job(1, 1);
+    let (mut scheduler, first) = busy_scheduler(&jobs, &["a"]);
+    let error = || vec![(0, Outcome::Error("truncated".into()))];
+    scheduler.handle_message(Time(2), &jobs, &node("a"), done(&first[0].1, error()));
+    let second = assigned(&drain(&mut scheduler, Time(2), &jobs));
+    assert_eq!(second.len(), 1);
+    scheduler.handle_message(Time(3), &jobs, &node("a"), done(&second[0].1, error()));
+    let outputs = drain(&mut scheduler, Time(3), &jobs);
+    assert!(
+        outputs
+            .iter()
+            .any(|o| matches!(o, ScheduleOutput::Propose(_)))
+    );
+}
+
+#[test]
+fn inputs_that_the_node_holds_are_preferred_and_none_starves() {
+    let jobs = one_job(5_000, 1);
+    let mut scheduler = Scheduler::new(NEW, Time(0));
+    scheduler.handle_members(Time(0), &jobs, &live(&["a"]));
+    scheduler.handle_message(Time(1), &jobs, &node("a"), status(0, None));
+    let mut order = Vec::new();
+    for _ in 0..2_000 {
+        let holds = |_: &NodeId, input: &crate::wire::schedule::Input| input.blob.counter != 0;
+        let poll = || scheduler.poll_output(Time(1), &jobs, &|_| Vec::new(), &holds);
+        let given = assigned(&std::iter::from_fn(poll).collect::<Vec<_>>());
+        let index = indexes(&given[0].1)[0];
+        order.push(index);
+        let report = done(&given[0].1, vec![(index, answer("0"))]);
+        scheduler.handle_message(Time(1), &jobs, &node("a"), report);
+    }
+    assert_eq!(order[0], 1, "input 0 is not there");
+    let waited = order.iter().position(|index| *index == 0);
+    assert!(waited.is_some_and(|place| place <= 1_024), "{waited:?}");
+}
+
+#[test]
+fn assigned_nodes_are_those_of_the_last_ten_seconds() {
+    let jobs = one_job(9, 1);
+    let (scheduler, _) = busy_scheduler(&jobs, &["a", "b"]);
+    let recent = |seconds| {
+        let now = Time(1) + Duration::from_secs(seconds);
+        scheduler.assigned_recently(JobId(0), now).len()
+    };
+    assert_eq!((recent(9), recent(10)), (2, 0));
+}
+
+#[test]
+fn a_restarted_worker_is_used_again() {
+    let jobs = one_job(4, 2);
+    let (mut scheduler, given) = busy_scheduler(&jobs, &["a"]);
+    let running = Some((given[0].1.id, JobId(0), vec![0, 1]));
+    scheduler.handle_message(Time(2), &jobs, &node("a"), status(0, running));
+    let mut worker = loaded_worker();
+    worker.handle_life(Time(3), Incarnation(2));
+    let mut report = worker.status();
+    report.term = NEW;
+    scheduler.handle_message(Time(3), &jobs, &node("a"), ScheduleMessage::Status(report));
+    let again = assigned(&drain(&mut scheduler, Time(3), &jobs));
+    assert_eq!(indexes(&again[0].1), [0, 1]);
+}

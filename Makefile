@@ -67,16 +67,17 @@ test: build data models ## every test that needs no special machine
 cluster-test: build data models ## the tests on real processes: start, join, put, get, infer, kill, restart
 	$(CARGO) test $(LIGHT) --test cluster
 
-# make hands SEED and SEEDS on in the environment.
+# make hands SEED, SEEDS, FROM and PLANT on in the environment.
 sim: ## replays one simulation, SEED=n, or hunts through many, SEEDS=n
 	@test -n "$(SEED)$(SEEDS)" || { echo "error: which? make sim SEED=7 or make sim SEEDS=2000" >&2; exit 2; }
-	@$(CARGO) test $(LIGHT) --test sim
+	@$(CARGO) test $(LIGHT) $(if $(PLANT),--features planted) --test sim
 
 lint: libtorch ## format, clippy, licences and sources of the dependencies, advisories
 	@.make/lint.sh
 
 train-lenet: libtorch data ## trains LeNet anew on MNIST, in minutes; DATA=data/mnist, EPOCHS=
 	@$(CARGO) run --release --locked --bin train -- lenet --data $(or $(DATA),data/mnist) $(if $(EPOCHS),--epochs $(EPOCHS))
+	@cd models && sha256sum *.safetensors >SHA256SUMS
 
 # Not in the list of `make help` until they do something.
 train-resnet50 bench:

@@ -19,6 +19,7 @@ for manifest in *.toml; do
     elif [ -n "$expected" ]; then
         say "error: $name: models/$weights is missing or not the one that was committed"
         say "       Get it back with: git checkout -- models/$weights"
+        say "       If you trained it anew and mean to keep it: (cd models && sha256sum *.safetensors >SHA256SUMS)"
         bad=1
     else
         say "$name: no weights yet (models/$weights); \`train\` skips it"

@@ -58,9 +58,13 @@ fn each_mistake_gets_its_own_words() {
 
     // A port in use, a data directory in use, a name in use.
     let taken = cluster.nodes["n1"].addr.to_string();
+    let port = cluster.nodes["n1"].addr.port().to_string();
     let error = cluster.start_with("n9", &["--listen", &taken]).unwrap_err();
     let log = std::fs::read_to_string(dir.join("n9.log")).unwrap();
-    assert!(log.contains(&taken), "{error}: {log}");
+    assert!(
+        log.contains(&port) && log.contains("in use"),
+        "{error}: {log}"
+    );
     let same = cluster.node_command_in("n1", &dir.join("other"), &["--join"]);
     let mut same = start(same, &dir.join("same.log")).expect("binds its sockets before it joins");
     let status = same.wait(Duration::from_secs(20));

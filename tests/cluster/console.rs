@@ -14,7 +14,7 @@ fn the_console_speaks_the_seeds_words() {
         cluster.start_with(name, &[]).unwrap();
     }
     let patience = Duration::from_secs(30);
-    let mut say = |cluster: &mut Cluster, node: &str, line: &str, lines: usize| -> Vec<String> {
+    let say = |cluster: &mut Cluster, node: &str, line: &str, lines: usize| -> Vec<String> {
         let process = cluster.nodes.get_mut(node).unwrap();
         process.type_line(line);
         (0..lines)
@@ -74,11 +74,11 @@ fn the_console_speaks_the_seeds_words() {
         ("| SDFS File Names |", "|   vm1_v0.log    |")
     );
     assert_eq!(
-        say(&mut cluster, "n4", "job_info", 3)[1],
+        say(&mut cluster, "n4", "job_info", 4)[1],
         "| Job ID | Job Type | Job Status | Batch_size | Dataset |"
     );
     assert!(
-        say(&mut cluster, "n4", "job_stats", 3)[1]
+        say(&mut cluster, "n4", "job_stats", 4)[1]
             .contains("| 10_sec_rate | total_rate | assigned_nodes |")
     );
     assert_eq!(

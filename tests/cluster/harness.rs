@@ -127,11 +127,6 @@ impl Process {
         let _ = self.child.wait();
     }
 
-    /// Whether it still runs.
-    pub fn runs(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(None))
-    }
-
     /// Waits for the end by itself.
     pub fn wait(&mut self, patience: Duration) -> Option<ExitStatus> {
         let end = Instant::now() + patience;
@@ -170,7 +165,6 @@ pub struct Cluster {
     pub introducer: Process,
     /// The nodes that were started and not stopped, by name.
     pub nodes: BTreeMap<String, Process>,
-    models: PathBuf,
 }
 
 impl Cluster {
@@ -181,12 +175,10 @@ impl Cluster {
             introducer_command(dir, "127.0.0.1:0"),
             &dir.join("introducer.log"),
         );
-        let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
         Cluster {
             dir: dir.into(),
             introducer: introducer.expect("introducer starts"),
             nodes: BTreeMap::new(),
-            models,
         }
     }
 
@@ -198,11 +190,6 @@ impl Cluster {
         }
         cluster.wait_for_members(count);
         cluster
-    }
-
-    /// Serves models from `folder` to nodes that are started from now on.
-    pub fn use_models(&mut self, folder: &Path) {
-        self.models = folder.into();
     }
 
     /// The command line of a node on its data directory.
@@ -222,7 +209,7 @@ impl Cluster {
         command.arg("--data-dir").arg(data);
         command
             .arg("--models")
-            .arg(&self.models)
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("models"))
             .arg("--cluster-key")
             .arg(self.dir.join("cluster.key"));
         command.args(["--threads", "1"]).args(arguments);

@@ -151,7 +151,12 @@ fn uploaded_bytes_are_read_back_now_and_after_a_restart() {
     stop(node);
     let node = start("n1", at.path(), vec![]);
     let mut stream = dial(node.addr(), Purpose::Blobs);
-    let wanted = vec![(blob(3), 0), (blob(99), 0), (blob(0), 0), (blob(8), 999_999)];
+    let wanted = vec![
+        (blob(3), 0),
+        (blob(99), 0),
+        (blob(0), 0),
+        (blob(8), 999_999),
+    ];
     write_message(&mut stream, &BlobRequest::Read(wanted)).expect("sent");
     assert_eq!(download(&mut stream).expect("there"), content(3));
     let missing = download(&mut stream).expect_err("not there");
@@ -215,7 +220,11 @@ fn a_corrupt_copy_is_never_sent_whole() {
 fn a_port_in_use_is_named_with_the_remedy() {
     let _turn = turn();
     let tcp = TcpListener::bind(localhost()).expect("bound");
-    let udp = UdpSocket::bind(localhost()).expect("bound");
+    // On a port that is free for TCP: connections of other processes take ports too.
+    let udp = (0..100)
+        .map(|_| UdpSocket::bind(localhost()).expect("bound"))
+        .find(|socket| TcpListener::bind(socket.local_addr().expect("an address")).is_ok())
+        .expect("a port that is free for TCP");
     for (protocol, addr) in [
         ("TCP", tcp.local_addr().expect("an address")),
         ("UDP", udp.local_addr().expect("an address")),
@@ -288,7 +297,13 @@ fn bad_frames_and_datagrams_are_counted_and_dropped() {
     reaches(addr, "frames_bad", 7);
 
     let udp = UdpSocket::bind(localhost()).expect("bound");
-    for bytes in [&b""[..], &[PROTOCOL_VERSION], &[99, 1, 2], &[1; 1300], &[1; 40]] {
+    for bytes in [
+        &b""[..],
+        &[PROTOCOL_VERSION],
+        &[99, 1, 2],
+        &[1; 1300],
+        &[1; 40],
+    ] {
         udp.send_to(bytes, addr).expect("sent");
     }
     reaches(addr, "datagrams_bad", 5);
@@ -378,7 +393,9 @@ fn own(names: &[String]) -> Vec<&str> {
 fn an_ordered_stop_leaves_no_thread_and_is_quick() {
     let _turn = turn();
     let at = folder();
-    assert_eq!(own(&thread_names()), [""; 0]);
+    wait_for("no thread of another test is left", || {
+        own(&thread_names()).is_empty()
+    });
     let node = start("n1", at.path(), vec![]);
     let addr = node.addr();
     let mut idle = dial(addr, Purpose::Client);
@@ -392,14 +409,20 @@ fn an_ordered_stop_leaves_no_thread_and_is_quick() {
     };
     write_message(&mut half, &BlobRequest::Store(vec![header])).expect("sent");
     write_chunk(&mut half, &[1; 50]).expect("sent");
-    let running = thread_names();
-    for name in ["coord", "disk", "files", "files-0", "infer", "log", "ping", "prepare"] {
-        assert!(running.iter().any(|found| found == name), "{running:?}");
-    }
+    let wanted = [
+        "coord", "disk", "files", "files-0", "infer", "log", "ping", "prepare",
+    ];
+    // A thread names itself after it has started, and is listed a moment after its end.
+    wait_for("all threads have their names", || {
+        let running = thread_names();
+        wanted
+            .iter()
+            .all(|name| running.iter().any(|found| found == name))
+    });
     let since = Instant::now();
     stop(node);
     assert!(since.elapsed() < Duration::from_secs(3));
-    assert_eq!(own(&thread_names()), [""; 0]);
+    wait_for("no thread is left", || own(&thread_names()).is_empty());
     assert!(TcpStream::connect(addr).is_err());
 }
 
@@ -435,7 +458,8 @@ fn nodes_join_one_cluster_and_remember_it() {
         members == serde_json::json!([second.addr().to_string()])
     });
     wait_for("control connections are up both ways", || {
-        stats(first.addr())["connections_open"] >= 2 && stats(second.addr())["connections_open"] >= 2
+        stats(first.addr())["connections_open"] >= 2
+            && stats(second.addr())["connections_open"] >= 2
     });
     stop(introducer);
     stop(second);

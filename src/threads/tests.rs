@@ -7,6 +7,7 @@ use super::prepare::Order;
 use super::*;
 use crate::models::manifest::Manifest;
 use crate::node::io::Input;
+use crate::types::Version;
 use crate::types::{BlobId, Digest, FileName, JobId, Term};
 use crate::wire::peer::{Hello, PeerMessage, Purpose};
 use crate::wire::read_message;
@@ -14,7 +15,6 @@ use crate::wire::schedule::{
     AssignedInput, Assignment, AssignmentId, Input as JobInput, ModelFiles, Outcome,
 };
 use crate::wire::store::{Located, Target};
-use crate::types::Version;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -123,7 +123,10 @@ impl Network for Answers {
     fn classify(&self, numbers: &[f32], count: usize) -> Result<Vec<(u32, f32)>, String> {
         assert_eq!(numbers.len(), count * self.0);
         let brightest = |input: &[f32]| u32::from(input.iter().any(|n| *n > 0.5));
-        Ok(numbers.chunks(self.0).map(|i| (brightest(i), 0.75)).collect())
+        Ok(numbers
+            .chunks(self.0)
+            .map(|i| (brightest(i), 0.75))
+            .collect())
     }
 }
 
@@ -163,7 +166,14 @@ fn copies_come_from_the_first_source_that_has_the_right_bytes() {
     let Ok(Input::Fetched(fetched)) = done.recv() else {
         panic!("no report");
     };
-    let wanted = [(1, true), (2, true), (3, true), (4, true), (5, false), (6, false)];
+    let wanted = [
+        (1, true),
+        (2, true),
+        (3, true),
+        (4, true),
+        (5, false),
+        (6, false),
+    ];
     assert_eq!(fetched, wanted.map(|(counter, ok)| (blob(counter), ok)));
     for (counter, content) in contents {
         assert_eq!(blobs.read(blob(counter)).expect("here"), content);
@@ -280,13 +290,19 @@ fn a_task_gets_one_row_for_each_input_wherever_its_bytes_are() {
     bytes[20] ^= 1;
     std::fs::write(&corrupt, bytes).expect("written");
     let workers = workers(Arc::new(blobs));
-    workers.orders.send(load(b"weights", (1, 2))).expect("taken");
+    workers
+        .orders
+        .send(load(b"weights", (1, 2)))
+        .expect("taken");
     let loaded = workers.results.recv_timeout(PATIENCE).expect("an answer");
     assert!(
         matches!(&loaded, Input::ModelLoaded { name, result: Ok(()), .. } if name == "m"),
         "{loaded:?}"
     );
-    let sources = vec![target("dead", nobody()), target("holder", remote.node.addr())];
+    let sources = vec![
+        target("dead", nobody()),
+        target("holder", remote.node.addr()),
+    ];
     let task = assignment(vec![
         assigned(7, 10, &png(0), vec![]),
         assigned(3, 30, &png(255), sources.clone()),
@@ -349,7 +365,11 @@ fn a_model_that_cannot_be_loaded_says_why_and_its_tasks_get_error_rows() {
 #[test]
 fn a_thread_that_dies_ends_the_process_with_its_name() {
     for (name, body, wanted) in [
-        ("panics", (|| panic!("on purpose")) as fn() -> Result<(), String>, "panicked"),
+        (
+            "panics",
+            (|| panic!("on purpose")) as fn() -> Result<(), String>,
+            "panicked",
+        ),
         ("fails", || Err("disk on fire".into()), "disk on fire"),
         ("returns", || Ok(()), "ended unasked"),
     ] {
@@ -378,8 +398,8 @@ fn a_peer_gets_messages_in_order_and_its_end_is_told_at_once() {
     let (commands, told) = bounded(ping::COMMANDS_MAX);
     let waker = Waker::new().expect("an eventfd");
     let ping = Handle { commands, waker };
-    let peer = peers::Peer::start(1, server("other"), addr, ClusterId(1), ping, &shared)
-        .expect("started");
+    let peer =
+        peers::Peer::start(1, server("other"), addr, ClusterId(1), ping, &shared).expect("started");
     let (mut stream, _) = listener.accept().expect("accepted");
     stream.set_read_timeout(Some(PATIENCE)).expect("set");
     let hello: Hello = read_message(&mut stream).expect("a hello");

@@ -47,7 +47,7 @@ pub struct NodeArguments {
     /// Join the cluster at once instead of waiting for the command `join`
     #[arg(long)]
     pub join: bool,
-    /// Threads for one inference [default: the share of one core]
+    /// Threads for one inference; more than one only where a node has the machine for itself
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: u16,
     /// Where networks run: auto, cpu or cuda:N
@@ -86,7 +86,7 @@ pub struct IntroducerArguments {
     /// Where to listen, TCP and UDP on the same port; port 0 takes a free one
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:6000", value_parser = address)]
     pub listen: SocketAddr,
-    /// Where it remembers its cluster
+    /// Kept for later: it learns everything from the members and stores nothing yet
     #[arg(long, value_name = "DIR", default_value = "run/introducer")]
     pub data_dir: PathBuf,
     #[command(flatten)]

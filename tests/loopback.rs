@@ -220,7 +220,11 @@ fn a_corrupt_copy_is_never_sent_whole() {
 fn a_port_in_use_is_named_with_the_remedy() {
     let _turn = turn();
     let tcp = TcpListener::bind(localhost()).expect("bound");
-    let udp = UdpSocket::bind(localhost()).expect("bound");
+    // On a port that is free for TCP: connections of other processes take ports too.
+    let udp = (0..100)
+        .map(|_| UdpSocket::bind(localhost()).expect("bound"))
+        .find(|socket| TcpListener::bind(socket.local_addr().expect("an address")).is_ok())
+        .expect("a port that is free for TCP");
     for (protocol, addr) in [
         ("TCP", tcp.local_addr().expect("an address")),
         ("UDP", udp.local_addr().expect("an address")),
@@ -389,7 +393,9 @@ fn own(names: &[String]) -> Vec<&str> {
 fn an_ordered_stop_leaves_no_thread_and_is_quick() {
     let _turn = turn();
     let at = folder();
-    assert_eq!(own(&thread_names()), [""; 0]);
+    wait_for("no thread of another test is left", || {
+        own(&thread_names()).is_empty()
+    });
     let node = start("n1", at.path(), vec![]);
     let addr = node.addr();
     let mut idle = dial(addr, Purpose::Client);
@@ -403,16 +409,20 @@ fn an_ordered_stop_leaves_no_thread_and_is_quick() {
     };
     write_message(&mut half, &BlobRequest::Store(vec![header])).expect("sent");
     write_chunk(&mut half, &[1; 50]).expect("sent");
-    let running = thread_names();
-    for name in [
+    let wanted = [
         "coord", "disk", "files", "files-0", "infer", "log", "ping", "prepare",
-    ] {
-        assert!(running.iter().any(|found| found == name), "{running:?}");
-    }
+    ];
+    // A thread names itself after it has started, and is listed a moment after its end.
+    wait_for("all threads have their names", || {
+        let running = thread_names();
+        wanted
+            .iter()
+            .all(|name| running.iter().any(|found| found == name))
+    });
     let since = Instant::now();
     stop(node);
     assert!(since.elapsed() < Duration::from_secs(3));
-    assert_eq!(own(&thread_names()), [""; 0]);
+    wait_for("no thread is left", || own(&thread_names()).is_empty());
     assert!(TcpStream::connect(addr).is_err());
 }
 

@@ -95,8 +95,9 @@ impl DataDirectory {
             _lock: lock,
         };
         directory.save()?;
-        // Last, so that a directory with a format has an identity.
+        // Last, so that a directory with a format has an identity and a log.
         if !path.join("format").exists() {
+            super::journal::create(path)?;
             replace_file(&path.join("format"), FORMAT.as_bytes())?;
         }
         Ok(directory)

@@ -59,12 +59,15 @@ impl Journal {
     /// Opens the log in the data directory `directory`, making it where there is none,
     /// and gives back what it holds. A torn end is cut off.
     ///
-    /// *Errors*: [`DiskError::Damaged`] with the offset of a broken frame that is not the end.
+    /// *Errors*: [`DiskError::Damaged`] with the offset of a broken frame that is not the
+    /// end, or where the log of a directory that had one is gone: this server may have
+    /// voted on what was in it.
     pub fn open(directory: &Path) -> Result<(Journal, Recovered), DiskError> {
         let path = directory.join("log");
-        if !path.exists() {
-            replace_file(&path, &HEADER)?;
+        if !path.exists() && directory.join("format").exists() {
+            return Err(damaged(&path, 0, "the file is missing"));
         }
+        create(directory)?;
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -151,6 +154,15 @@ impl Journal {
         self.buffer
             .extend_from_slice(&(bytes.len() as u32).to_le_bytes());
         self.buffer.extend_from_slice(&bytes);
+    }
+}
+
+/// Makes an empty log in `directory` where there is none.
+pub(super) fn create(directory: &Path) -> Result<(), DiskError> {
+    let path = directory.join("log");
+    match path.exists() {
+        true => Ok(()),
+        false => replace_file(&path, &HEADER),
     }
 }
 

@@ -175,6 +175,18 @@ fn entries_with_a_gap_are_an_error() {
     assert!(error.contains("entry 2 where 1 was due"), "{error}");
 }
 
+#[test]
+fn a_log_that_was_taken_away_is_an_error() {
+    let at = folder();
+    let node = NodeId::new("n1").expect("a valid name");
+    let directory = crate::disk::DataDirectory::open(at.path(), &node, StorageId(1));
+    drop(directory.expect("opened"));
+    drop(open(at.path()));
+    fs::remove_file(at.path().join("log")).expect("removed");
+    let error = Journal::open(at.path()).expect_err("gone").to_string();
+    assert!(error.contains("the file is missing"), "{error}");
+}
+
 /// Runs in a child process that the next test kills.
 #[test]
 fn child_that_appends() {

@@ -6,6 +6,7 @@
 //! protocol (`node`), all waiting (the other threads).
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -104,12 +105,6 @@ pub(super) struct Coordinator {
     commands: VecDeque<Command>,
 }
 
-enum Turn {
-    Stop,
-    Input(Input),
-    Nothing,
-}
-
 impl Coordinator {
     /// A coordinator thread around `node`.
     pub(super) fn new(
@@ -139,9 +134,9 @@ impl Coordinator {
         loop {
             self.carry_out()?;
             match self.next() {
-                Turn::Stop => return Ok(()),
-                Turn::Input(input) => self.node.handle(clock.now(), input),
-                Turn::Nothing => {}
+                ControlFlow::Break(()) => return Ok(()),
+                ControlFlow::Continue(Some(input)) => self.node.handle(clock.now(), input),
+                ControlFlow::Continue(None) => {}
             }
             for _ in 1..TURN_MAX {
                 let Some(input) = self.next_waiting() else {
@@ -156,10 +151,10 @@ impl Coordinator {
         }
     }
 
-    /// Waits for the next input until the core's deadline.
-    fn next(&mut self) -> Turn {
+    /// Waits for the next input until the core's deadline; breaks when the process stops.
+    fn next(&mut self) -> ControlFlow<(), Option<Input>> {
         if let Some(input) = self.refused.pop_front() {
-            return Turn::Input(input);
+            return ControlFlow::Continue(Some(input));
         }
         let longest = match self.removals.is_empty() && self.commands.is_empty() {
             true => NAP,
@@ -169,21 +164,18 @@ impl Coordinator {
         // A closed channel other than `stop` means that its thread has died, which ends the
         // process anyway; until then it must not keep this loop busy.
         let input = select_biased! {
-            recv(self.inputs.stop) -> _ => return Turn::Stop,
+            recv(self.inputs.stop) -> _ => return ControlFlow::Break(()),
             recv(self.inputs.events) -> event => event.ok(),
             recv(self.inputs.views) -> view => view.ok().map(|view| self.take_view(view)),
             recv(self.inputs.results) -> result => result.ok(),
             recv(self.inputs.messages) -> message => message.ok(),
             recv(self.inputs.asks) -> ask => ask.ok().map(|ask| self.take_ask(ask)),
-            default(wait) => return Turn::Nothing,
+            default(wait) => return ControlFlow::Continue(None),
         };
-        match input {
-            Some(input) => Turn::Input(input),
-            None => {
-                std::thread::sleep(Duration::from_millis(20));
-                Turn::Nothing
-            }
+        if input.is_none() {
+            std::thread::sleep(Duration::from_millis(20));
         }
+        ControlFlow::Continue(input)
     }
 
     /// The next input that is there already.

@@ -14,6 +14,9 @@ use parking_lot::Mutex;
 
 use super::clock::Clock;
 
+/// Priority of threads that compute, below the usual 0.
+const NICENESS: i32 = 5;
+
 /// Why the process ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ending {
@@ -85,6 +88,15 @@ impl Crew {
         body: impl FnOnce() -> Result<(), String> + Send + 'static,
     ) -> Result<(), String> {
         self.start(name, false, body)
+    }
+
+    /// Lets the calling thread, and those that it starts, give way to others, so that pings
+    /// are answered while every core computes.
+    pub fn give_way() {
+        // Zero is the calling thread; a system that refuses only loses the courtesy.
+        if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
+            log::debug!("cannot lower a thread's priority: {error}");
+        }
     }
 
     fn start(

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
 
+use super::crew::Crew;
 use crate::models::manifest::Manifest;
 use crate::node::io::Input;
 use crate::types::Digest;
@@ -76,6 +77,7 @@ pub(super) fn run(
     work: Receiver<Work>,
     results: Sender<Input>,
 ) -> Result<(), String> {
+    Crew::give_way();
     let mut networks: BTreeMap<(String, Digest), Loaded> = BTreeMap::new();
     for (turn, item) in (1..).zip(work) {
         let result = match item {

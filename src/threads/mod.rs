@@ -107,7 +107,7 @@ pub(crate) struct Shared {
     crew: Crew,
     counters: Counters,
     connections: Connections,
-    /// This node and its disk; an introducer has a name that no node can have.
+    /// This node and its disk; an introducer, which is no member, does not use it.
     me: Server,
     /// The cluster, once this node has joined it.
     cluster: RwLock<Option<ClusterId>>,

@@ -118,7 +118,7 @@ impl Link {
                             log::debug!("connection to {} at {} closed", self.to.node, self.addr);
                             let closed = Command::ConnectionClosed(self.to.node.clone());
                             // Only a hint: pings find out as well.
-                            let _ = self.ping.try_send(closed);
+                            self.ping.hint(closed);
                         }
                     }
                     if self.shared.clock.now().since(since) > BACKOFF_MAX {

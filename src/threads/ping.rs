@@ -73,11 +73,11 @@ pub(super) struct Handle {
 }
 
 impl Handle {
-    /// Hands `command` over, or gives it back where the thread has too many.
-    pub(super) fn try_send(&self, command: Command) -> Result<(), Command> {
-        let sent = self.commands.try_send(command);
-        self.waker.wake();
-        sent.map_err(TrySendError::into_inner)
+    /// Hands a hint over; it is lost where the thread has too many commands.
+    pub(super) fn hint(&self, command: Command) {
+        if self.commands.try_send(command).is_ok() {
+            self.waker.wake();
+        }
     }
 
     /// Hands `command` over, waiting for room. Whether that came in time.

@@ -11,6 +11,7 @@ use crossbeam_channel::{Receiver, Sender};
 
 use super::Shared;
 use super::counters::count;
+use super::crew::Crew;
 use super::infer::Work;
 use super::pull::{BLOBS_IN_REQUEST, PullError, Source, Want, by_source};
 use crate::disk::{Blobs, DiskError};
@@ -52,6 +53,7 @@ pub(super) struct Prepare {
 impl Prepare {
     /// Works until the channel closes.
     pub(super) fn run(mut self, orders: Receiver<Order>) -> Result<(), String> {
+        Crew::give_way();
         for order in orders {
             let sent = match order {
                 Order::Run(assignment) => self.prepare(assignment),

@@ -267,3 +267,37 @@ fn an_answer_from_another_disk_is_no_answer() {
     detector.answered(now, &target, 1, &mut actions);
     assert_eq!(detector.answered_at(&target.node), Some(now));
 }
+
+#[test]
+fn a_removal_lets_the_next_successor_be_pinged_in_the_same_turn() {
+    let mut cluster = Cluster::formed(1500, 1);
+    let now = cluster.now;
+    let core = &mut cluster.node(Cluster::addr(0)).core;
+    let news = |text: &str, state| {
+        let member = member(text, 1, 1, state);
+        let by = member.node.clone();
+        vec![Update { member, by }]
+    };
+    for text in ["a", "b", "c", "d"] {
+        core.take_updates(now, news(text, MemberState::Alive));
+    }
+    core.flush(now);
+    while core.poll_output().is_some() {}
+    let after = core.members.ring().after(&core.me.node);
+    let order: Vec<NodeId> = after.cloned().collect();
+    core.take_updates(now, news(order[1].as_str(), MemberState::Failed));
+    core.flush(now);
+    let mut pinged = Vec::new();
+    while let Some(output) = core.poll_output() {
+        if let Output::Transmit { datagram, .. } = output
+            && matches!(datagram.message, Message::Ping { .. })
+        {
+            pinged.extend(datagram.to);
+        }
+    }
+    assert!(
+        pinged.contains(&order[3]),
+        "{pinged:?} lacks {:?}",
+        order[3]
+    );
+}

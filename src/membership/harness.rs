@@ -25,6 +25,17 @@ pub(super) fn name(text: &str) -> NodeId {
     NodeId::new(text).expect("valid name")
 }
 
+pub(super) fn member(text: &str, storage: u128, incarnation: u64, state: MemberState) -> Member {
+    Member {
+        node: name(text),
+        storage: StorageId(storage),
+        incarnation: Incarnation(incarnation),
+        addr: Cluster::addr(1),
+        joined: WallTime(0),
+        state,
+    }
+}
+
 /// Bytes of `datagram` on the wire.
 pub(super) fn encoded(datagram: &Datagram) -> usize {
     let config = bincode::config::standard();
@@ -116,6 +127,8 @@ pub(super) struct Cluster {
     rng: Rng,
     seed: u64,
     steps: u64,
+    /// Events at the present instant: a core whose timer is due for ever is caught by it.
+    at_once: (Time, u64),
 }
 
 impl Cluster {
@@ -139,6 +152,7 @@ impl Cluster {
             rng: Rng::new(seed ^ 0x6e65_7477),
             seed,
             steps: 0,
+            at_once: (Time(0), 0),
         }
     }
 
@@ -343,6 +357,11 @@ impl Cluster {
         }
         let happening = self.queue.remove(&(at, tie)).expect("there");
         self.now = self.now.max(at);
+        self.at_once = match self.at_once {
+            (time, count) if time == self.now => (time, count + 1),
+            _ => (self.now, 0),
+        };
+        assert!(self.at_once.1 < 100_000, "time stands still: {happening:?}");
         self.happen(happening);
         true
     }

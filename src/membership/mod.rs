@@ -41,6 +41,8 @@ pub mod ring;
 mod harness;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod unit_tests;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;

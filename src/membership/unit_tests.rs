@@ -1,0 +1,303 @@
+//! The parts of this core one by one: order, ring, detector, bounds, introducer.
+
+use super::detector::{Action, Detector};
+use super::evidence::Miss;
+use super::harness::*;
+use super::introducer::{IntroducerConfig, IntroducerOutput};
+use super::members::supersedes;
+use super::ring::Ring;
+use super::*;
+use crate::wire::datagram::{DATAGRAM_MAX, JoinRequest, WaitReason};
+
+#[test]
+fn the_order_of_beliefs_is_total_and_follows_swim() {
+    use MemberState::{Alive, Failed, Left, Suspect};
+    let cases = [
+        ((1, Alive), (1, Suspect), true),
+        ((1, Suspect), (1, Alive), false),
+        ((1, Alive), (1, Failed), true),
+        ((1, Suspect), (1, Failed), true),
+        ((1, Failed), (1, Suspect), false),
+        ((1, Alive), (1, Left), true),
+        ((1, Suspect), (2, Alive), true),
+        ((1, Failed), (1, Alive), false),
+        ((1, Failed), (2, Alive), true),
+        ((2, Alive), (1, Failed), false),
+        ((1, Failed), (1, Left), true),
+        ((1, Left), (1, Failed), false),
+        ((1, Alive), (1, Alive), false),
+    ];
+    for ((old, was), (new, is), expected) in cases {
+        let old = member("a", 1, old, was);
+        let new = member("a", 1, new, is);
+        assert_eq!(supersedes(&old, &new), expected, "{old:?} -> {new:?}");
+    }
+    // Another disk under the same name: the greater life wins whatever the state; a tie goes
+    // the same way everywhere.
+    assert!(supersedes(
+        &member("a", 9, 1, Left),
+        &member("a", 1, 2, Alive)
+    ));
+    assert!(supersedes(
+        &member("a", 1, 1, Left),
+        &member("a", 2, 1, Alive)
+    ));
+    assert!(!supersedes(
+        &member("a", 2, 1, Alive),
+        &member("a", 1, 1, Left)
+    ));
+}
+
+#[test]
+fn the_ring_goes_once_round_both_ways() {
+    let mut ring = Ring::default();
+    let names: Vec<NodeId> = (0..7).map(|i| name(&format!("n{i}"))).collect();
+    names.iter().for_each(|node| ring.insert(node));
+    for node in &names {
+        let after: Vec<&NodeId> = ring.after(node).collect();
+        let mut before: Vec<&NodeId> = ring.before(node).collect();
+        assert_eq!(after.len(), 6);
+        assert!(!after.contains(&node));
+        before.reverse();
+        assert_eq!(after, before);
+    }
+    let outsider = name("somebody-else");
+    assert_eq!(ring.after(&outsider).count(), 7);
+}
+
+#[test]
+fn the_default_configuration_keeps_its_promises() {
+    assert_eq!(Config::default().validate(), Ok(()));
+    let slow = Config {
+        suspicion_span: secs(4),
+        ..Config::default()
+    };
+    assert!(matches!(slow.validate(), Err(ConfigError::Slow(_))));
+    let upside_down = Config {
+        ack_timeout: secs(2),
+        ..Config::default()
+    };
+    assert!(matches!(
+        upside_down.validate(),
+        Err(ConfigError::Order("ack_timeout", "probe_window"))
+    ));
+}
+
+#[test]
+fn datagrams_stay_small_among_a_thousand_members_with_long_names() {
+    let mut cluster = Cluster::formed(1000, 1);
+    let own = Cluster::addr(0);
+    let now = cluster.now;
+    let long = |index: usize| name(&format!("{index:0>63}"));
+    let updates = |state| {
+        (0..1000)
+            .map(|index| Update {
+                member: Member {
+                    node: long(index),
+                    storage: StorageId(u128::MAX - index as u128),
+                    incarnation: Incarnation((1 << 61) + index as u64),
+                    addr: format!(
+                        "[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff]:{}",
+                        60000 - index
+                    )
+                    .parse()
+                    .unwrap(),
+                    joined: WallTime(u64::MAX),
+                    state,
+                },
+                by: long(index),
+            })
+            .collect()
+    };
+    let core = &mut cluster.node(own).core;
+    core.take_updates(now, updates(MemberState::Alive));
+    assert_eq!(core.view().members.len(), 1001);
+    let mut largest = 0;
+    let mut carried = 0;
+    for _ in 0..200 {
+        while let Some(output) = core.poll_output() {
+            if let Output::Transmit { datagram, .. } = output {
+                let size = encoded(&datagram);
+                assert!(size <= datagram.size_bound());
+                largest = largest.max(size);
+                carried += datagram.updates.len();
+            }
+        }
+        let now = core.poll_timeout().unwrap();
+        core.handle_timeout(now);
+    }
+    println!("largest datagram {largest} bytes, {carried} updates carried");
+    assert!(largest + 24 <= DATAGRAM_MAX && largest > 900, "{largest}");
+    assert!(carried > 1000);
+}
+
+#[test]
+fn tombstones_and_evidence_are_bounded() {
+    let mut cluster = Cluster::new(1400);
+    cluster.config.tombstones_max = 10;
+    cluster.config.events_max = 20;
+    cluster.config.members_max = 30;
+    cluster.start_introducer(0);
+    let own = cluster.start_node(0);
+    assert!(cluster.until(secs(10), |cluster| cluster.agreed(1)));
+    let now = cluster.now;
+    let core = &mut cluster.node(own).core;
+    for index in 0..100 {
+        let state = match index % 2 {
+            0 => MemberState::Failed,
+            _ => MemberState::Alive,
+        };
+        let member = member(&format!("x{index}"), 1, 1, state);
+        let by = member.node.clone();
+        core.take_updates(now, vec![Update { member, by }]);
+    }
+    assert_eq!(core.view().members.len(), 30);
+    assert_eq!(core.stats().refused_members, 21);
+    assert_eq!(core.events().len(), 20);
+    core.members.forget(now, 10, secs(60));
+    assert_eq!(core.members.tombstones().count(), 10);
+    core.check_invariants();
+}
+
+#[test]
+fn an_introducer_lets_only_one_node_form_a_cluster() {
+    let mut introducer = Introducer::new(IntroducerConfig::default(), 1, Time(0));
+    let join = |node: &str| {
+        MembershipRequest::Join(JoinRequest {
+            member: member(node, 1, 1, MemberState::Alive),
+            cluster: None,
+            first: true,
+        })
+    };
+    let ask = |introducer: &mut Introducer, now: Time, node: &str| {
+        introducer.handle_request(now, 1, join(node));
+        match introducer.poll_output() {
+            Some(IntroducerOutput::Reply { reply, .. }) => reply,
+            other => panic!("no reply but {other:?}"),
+        }
+    };
+    let at = |count| Time(0) + millis(count);
+    let wait = MembershipReply::Wait;
+    assert_eq!(
+        ask(&mut introducer, at(2999), "a"),
+        wait(WaitReason::Starting)
+    );
+    let form = MembershipReply::Form {
+        incarnation: Incarnation(1),
+    };
+    assert_eq!(ask(&mut introducer, at(3000), "a"), form);
+    assert_eq!(
+        ask(&mut introducer, at(3100), "b"),
+        wait(WaitReason::Forming)
+    );
+    assert_eq!(
+        ask(&mut introducer, at(3200), "a"),
+        form,
+        "its reply was lost"
+    );
+    // It never came: the next one may.
+    assert_eq!(ask(&mut introducer, at(8300), "b"), form);
+}
+
+fn server(text: &str) -> Server {
+    member(text, 1, 1, MemberState::Alive).server()
+}
+
+#[test]
+fn successors_gained_by_a_removal_are_probed_at_once() {
+    let now = Time(0) + secs(7);
+    let mut rng = Rng::new(1);
+    let mut detector = Detector::new(Config::default());
+    detector.monitor(now, &[server("a")], false, &mut rng);
+    assert!(detector.poll_timeout() > Some(now), "within the period");
+    detector.monitor(now, &[server("a"), server("b")], true, &mut rng);
+    assert_eq!(detector.poll_timeout(), Some(now));
+    let mut actions = Vec::new();
+    detector.handle_timeout(now, true, &mut actions);
+    let expected = Action::Ping {
+        target: name("b"),
+        sequence: 1,
+    };
+    assert_eq!(actions, [expected]);
+}
+
+#[test]
+fn one_refused_connection_is_no_miss_and_two_are() {
+    let now = Time(0) + secs(7);
+    let mut detector = Detector::new(Config::default());
+    let target = server("a");
+    detector.probe_now(now, &target, true, None);
+    let mut actions = Vec::new();
+    detector.handle_timeout(now, true, &mut actions);
+    let connects = |actions: &[Action]| {
+        let connect = |action: &&Action| matches!(action, Action::Connect { .. });
+        actions.iter().filter(connect).count()
+    };
+    assert_eq!(connects(&actions), 1, "over TCP too, and at once");
+    actions.clear();
+    detector.refused(now, &target, 1, &mut actions);
+    assert_eq!(actions, []);
+    detector.refused(now, &target, 99, &mut actions);
+    assert_eq!(actions, [], "the result of another probe");
+    detector.handle_timeout(now + millis(50), true, &mut actions);
+    assert_eq!(connects(&actions), 1, "tried once more");
+    actions.clear();
+    detector.refused(now + millis(51), &target, 1, &mut actions);
+    let expected = Action::Missed {
+        target: name("a"),
+        miss: Miss::Refused,
+        accuse: true,
+    };
+    assert_eq!(actions, [expected]);
+}
+
+#[test]
+fn an_answer_from_another_disk_is_no_answer() {
+    let now = Time(0) + secs(7);
+    let mut detector = Detector::new(Config::default());
+    let target = server("a");
+    let other = Server {
+        storage: StorageId(2),
+        ..target.clone()
+    };
+    detector.probe_now(now, &target, false, None);
+    let mut actions = Vec::new();
+    detector.answered(now, &other, 1, &mut actions);
+    assert_eq!(detector.answered_at(&target.node), None);
+    detector.answered(now, &target, 1, &mut actions);
+    assert_eq!(detector.answered_at(&target.node), Some(now));
+}
+
+#[test]
+fn a_removal_lets_the_next_successor_be_pinged_in_the_same_turn() {
+    let mut cluster = Cluster::formed(1500, 1);
+    let now = cluster.now;
+    let core = &mut cluster.node(Cluster::addr(0)).core;
+    let news = |text: &str, state| {
+        let member = member(text, 1, 1, state);
+        let by = member.node.clone();
+        vec![Update { member, by }]
+    };
+    for text in ["a", "b", "c", "d"] {
+        core.take_updates(now, news(text, MemberState::Alive));
+    }
+    core.flush(now);
+    while core.poll_output().is_some() {}
+    let after = core.members.ring().after(&core.me.node);
+    let order: Vec<NodeId> = after.cloned().collect();
+    core.take_updates(now, news(order[1].as_str(), MemberState::Failed));
+    core.flush(now);
+    let mut pinged = Vec::new();
+    while let Some(output) = core.poll_output() {
+        if let Output::Transmit { datagram, .. } = output
+            && matches!(datagram.message, Message::Ping { .. })
+        {
+            pinged.extend(datagram.to);
+        }
+    }
+    assert!(
+        pinged.contains(&order[3]),
+        "{pinged:?} lacks {:?}",
+        order[3]
+    );
+}

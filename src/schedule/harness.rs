@@ -113,6 +113,8 @@ pub struct World {
     pub progress: Vec<(Time, JobId, u64)>,
     pub events: u64,
     inputs: u64,
+    /// Steps since time last went on.
+    stuck: u64,
     setting: Setting,
     rng: Rng,
     queue: BTreeMap<(Time, u64), Event>,
@@ -137,6 +139,7 @@ impl World {
             progress: Vec::new(),
             events: 0,
             inputs: setting.jobs.iter().map(|job| u64::from(job.inputs)).sum(),
+            stuck: 0,
             rng: Rng::new(seed),
             queue: BTreeMap::new(),
             sequence: 0,
@@ -205,9 +208,9 @@ impl World {
         while !self.is_finished() {
             assert!(
                 self.now < Time(0) + limit,
-                "not finished at {}: {:?}",
+                "not finished at {}, {} rows",
                 self.now,
-                self.leaders
+                self.counted
             );
             self.step();
         }
@@ -222,6 +225,8 @@ impl World {
         let timers = timers.chain(schedulers.filter_map(|(_, s)| s.poll_timeout()));
         let timer = timers.min();
         let next = due.into_iter().chain(timer).min().expect("something to do");
+        self.stuck = if next > self.now { 0 } else { self.stuck + 1 };
+        assert!(self.stuck < 50_000, "time stands still at {}", self.now);
         self.now = self.now.max(next);
         if due.is_some_and(|due| due <= self.now) {
             let (_, event) = self.queue.pop_first().expect("it is due");

@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::results::Results;
-use super::state::{Outcome, State, too_many_jobs};
+use super::state::{Outcome, State};
 use super::{Node, live_holders, voters};
 use crate::consensus::{Entry, Payload, ReadId};
 use crate::planted::{self, Bug};
@@ -378,15 +378,20 @@ impl Node {
         };
         match request {
             Request::PutCommit { files, .. } => {
-                leading.uploads.check_commit(files, &self.view)?;
                 let blobs: Vec<BlobId> = files.iter().map(|file| file.blob).collect();
+                if let Err(refusal) = leading.uploads.check_commit(files, &self.view) {
+                    // Refused for good: a late copy of this request must not succeed.
+                    let abandoned = leading.uploads.abort(&blobs);
+                    self.drop_abandoned(abandoned);
+                    return Err(refusal);
+                }
                 leading.uploads.committing(&blobs);
                 Ok(Change::Catalog(CatalogCommand::Put(files.clone())))
             }
+            // Whether there is such a file is found when the entry is applied, and remembered
+            // with the request id: a copy of this request that comes late must not be carried
+            // out after its client was refused.
             Request::Delete { name, .. } => {
-                if self.state.catalog.newest(name).is_none() {
-                    return Err(Refusal::NotFound(name.clone()));
-                }
                 Ok(Change::Catalog(CatalogCommand::Delete(name.clone())))
             }
             Request::Publish { model, .. } => {
@@ -404,11 +409,6 @@ impl Node {
                 weight,
                 ..
             } => {
-                let published = self
-                    .state
-                    .jobs
-                    .model(model)
-                    .ok_or_else(|| self.state.unknown_model(model))?;
                 for (what, value, most) in [
                     ("batch size", *batch, BATCH_MAX),
                     ("weight", *weight, WEIGHT_MAX),
@@ -419,12 +419,9 @@ impl Node {
                         return Err(Refusal::BadArgument(why));
                     }
                 }
-                if !self.state.jobs.has_room() {
-                    return Err(too_many_jobs());
-                }
-                let model = published.model.name.clone();
-                // Listed again when it is applied; here only to refuse early.
-                self.state.inputs(dataset)?;
+                // Everything else is judged when the entry is applied, as with a deletion.
+                let published = self.state.jobs.model(model);
+                let model = published.map_or(model.clone(), |it| it.model.name.clone());
                 let (dataset, batch, weight) = (dataset.clone(), *batch, *weight);
                 let at = self.wall_now();
                 Ok(Change::Job(JobCommand::Submit {

@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use super::evidence::{EventKind, Ground, Miss};
 use super::members::{Change, Record, is_live};
 use super::{Eviction, INCARNATION_MAX, Membership, Output, Phase, Purpose, UPDATES_MAX};
+use crate::planted::{self, Bug};
 use crate::types::{Incarnation, Member, MemberState, NodeId, SUCCESSORS, Server, Time};
 use crate::wire::datagram::{Message, Update};
 
@@ -140,7 +141,7 @@ impl Membership {
         self.stats.accusations += 1;
         self.spread(&update);
         let accusers = self.members.record(node).map(|r| r.accusers.len());
-        if accusers.is_some_and(|count| count >= 2) {
+        if accusers.is_some_and(|count| count >= 2 || planted::is(Bug::RemovalWithoutAgreement)) {
             self.remove(now, node, Ground::Agreement);
         }
     }

@@ -138,7 +138,7 @@ impl Leading {
 impl Node {
     /// The leader's part of a turn.
     pub(super) fn lead(&mut self) {
-        if self.leading.as_ref().is_none_or(|leading| !leading.ready) {
+        if !self.is_in_office() {
             return;
         }
         self.begin_reads();
@@ -147,6 +147,14 @@ impl Node {
         self.schedule();
         self.repair();
         self.change_voters();
+    }
+
+    /// Whether this node leads, knows all that its predecessors committed, and is a member. A
+    /// sole voter leads as soon as it starts; until it has joined again it knows no members, and
+    /// would take min(4, members) for 0.
+    fn is_in_office(&self) -> bool {
+        let ready = self.leading.as_ref().is_some_and(|leading| leading.ready);
+        ready && self.view.server(&self.me).is_some()
     }
 
     /// One confirmation of the leadership for all reads of the turn.
@@ -298,11 +306,12 @@ impl Node {
     /// A command for the leader, from this node or another.
     pub(super) fn handle_forwarded(&mut self, from: Server, token: u64, request: Request) {
         let to = (from, token);
+        let in_office = self.is_in_office();
         let Some(leading) = &mut self.leading else {
             return self.not_leader(to);
         };
         let waiting = leading.waiting.len() + leading.new_reads.len() + leading.reads.len();
-        if !leading.ready || waiting >= WAITING_MAX {
+        if waiting >= WAITING_MAX || !in_office {
             return self.not_leader(to);
         }
         match request {

@@ -143,8 +143,8 @@ impl Sim {
                 }
             }
             Fault::Freeze(id, span) => {
-                self.watchers.silent(self.now, id);
                 self.watch_detection(id);
+                self.watchers.paused(self.now, id, span);
                 self.pause(id);
                 let life = self.life(id);
                 self.after(span, move |sim| {
@@ -347,6 +347,9 @@ impl Sim {
         self.watchers.network_disturbed(self.now, false);
         self.watchers.weather(self.now, true);
         for id in 0..self.hosts.len() {
+            if id < self.nodes && self.hosts[id].is_paused() {
+                self.watchers.resumed(self.now, id);
+            }
             self.resume(id);
             self.start(id);
         }

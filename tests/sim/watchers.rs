@@ -126,11 +126,6 @@ impl Watchers {
         self.nodes[id].troubled = Some(now);
     }
 
-    /// A process falls silent and does not come back.
-    pub fn silent(&mut self, now: Time, id: HostId) {
-        self.nodes[id].troubled = Some(now);
-    }
-
     /// A process is paused for `span`.
     pub fn paused(&mut self, now: Time, id: HostId, span: Duration) {
         let seen = &mut self.nodes[id];

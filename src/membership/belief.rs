@@ -202,7 +202,10 @@ impl Membership {
         if !newer && !worse {
             return;
         }
-        let other_process = !own_disk || (news.addr, news.joined) != (self.me.addr, self.me.joined);
+        // An earlier join of this disk at this address, that was let in late, is this process
+        // itself, or one that ended before it started.
+        let earlier = own_disk && news.addr == self.me.addr && news.joined <= self.me.joined;
+        let other_process = !earlier;
         if other_process && newer && is_live(news.state) {
             let reason = Eviction {
                 node: self.me.node.clone(),

@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::results::Results;
-use super::state::{Outcome, State, too_many_jobs};
+use super::state::{Outcome, State};
 use super::{Node, live_holders, voters};
 use crate::consensus::{Entry, Payload, ReadId};
 use crate::planted::{self, Bug};
@@ -138,7 +138,7 @@ impl Leading {
 impl Node {
     /// The leader's part of a turn.
     pub(super) fn lead(&mut self) {
-        if self.leading.as_ref().is_none_or(|leading| !leading.ready) {
+        if !self.is_in_office() {
             return;
         }
         self.begin_reads();
@@ -147,6 +147,14 @@ impl Node {
         self.schedule();
         self.repair();
         self.change_voters();
+    }
+
+    /// Whether this node leads, knows all that its predecessors committed, and is a member. A
+    /// sole voter leads as soon as it starts; until it has joined again it knows no members, and
+    /// would take min(4, members) for 0.
+    fn is_in_office(&self) -> bool {
+        let ready = self.leading.as_ref().is_some_and(|leading| leading.ready);
+        ready && self.view.server(&self.me).is_some()
     }
 
     /// One confirmation of the leadership for all reads of the turn.
@@ -298,11 +306,12 @@ impl Node {
     /// A command for the leader, from this node or another.
     pub(super) fn handle_forwarded(&mut self, from: Server, token: u64, request: Request) {
         let to = (from, token);
+        let in_office = self.is_in_office();
         let Some(leading) = &mut self.leading else {
             return self.not_leader(to);
         };
         let waiting = leading.waiting.len() + leading.new_reads.len() + leading.reads.len();
-        if !leading.ready || waiting >= WAITING_MAX {
+        if waiting >= WAITING_MAX || !in_office {
             return self.not_leader(to);
         }
         match request {
@@ -378,15 +387,20 @@ impl Node {
         };
         match request {
             Request::PutCommit { files, .. } => {
-                leading.uploads.check_commit(files, &self.view)?;
                 let blobs: Vec<BlobId> = files.iter().map(|file| file.blob).collect();
+                if let Err(refusal) = leading.uploads.check_commit(files, &self.view) {
+                    // Refused for good: a late copy of this request must not succeed.
+                    let abandoned = leading.uploads.abort(&blobs);
+                    self.drop_abandoned(abandoned);
+                    return Err(refusal);
+                }
                 leading.uploads.committing(&blobs);
                 Ok(Change::Catalog(CatalogCommand::Put(files.clone())))
             }
+            // Whether there is such a file is found when the entry is applied, and remembered
+            // with the request id: a copy of this request that comes late must not be carried
+            // out after its client was refused.
             Request::Delete { name, .. } => {
-                if self.state.catalog.newest(name).is_none() {
-                    return Err(Refusal::NotFound(name.clone()));
-                }
                 Ok(Change::Catalog(CatalogCommand::Delete(name.clone())))
             }
             Request::Publish { model, .. } => {
@@ -404,11 +418,6 @@ impl Node {
                 weight,
                 ..
             } => {
-                let published = self
-                    .state
-                    .jobs
-                    .model(model)
-                    .ok_or_else(|| self.state.unknown_model(model))?;
                 for (what, value, most) in [
                     ("batch size", *batch, BATCH_MAX),
                     ("weight", *weight, WEIGHT_MAX),
@@ -419,12 +428,9 @@ impl Node {
                         return Err(Refusal::BadArgument(why));
                     }
                 }
-                if !self.state.jobs.has_room() {
-                    return Err(too_many_jobs());
-                }
-                let model = published.model.name.clone();
-                // Listed again when it is applied; here only to refuse early.
-                self.state.inputs(dataset)?;
+                // Everything else is judged when the entry is applied, as with a deletion.
+                let published = self.state.jobs.model(model);
+                let model = published.map_or(model.clone(), |it| it.model.name.clone());
                 let (dataset, batch, weight) = (dataset.clone(), *batch, *weight);
                 let at = self.wall_now();
                 Ok(Change::Job(JobCommand::Submit {

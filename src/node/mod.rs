@@ -358,7 +358,10 @@ impl Node {
     fn handle_schedule_message(&mut self, from: Server, message: ScheduleMessage) {
         match message {
             ScheduleMessage::Status(_) | ScheduleMessage::Done { .. } => {
+                // Before its reign's first entry is applied a leader may not know the job that
+                // is run. Workers repeat what they report.
                 if let Some(leading) = &mut self.leading
+                    && leading.ready
                     && self.view.server(&from).is_some()
                 {
                     leading.handle_worker_report(self.now, &self.state.jobs, &from.node, message);

@@ -154,13 +154,17 @@ impl Replica {
     }
 
     /// An uploaded blob, or one that this node wrote itself, is fsynced on this disk.
+    ///
+    /// An upload that comes late may meet an order to fetch the same blob: then the leader is
+    /// about to name the copy, and it counts as ordered.
     pub fn handle_stored(&mut self, blob: BlobId) {
+        let order = self.in_flight.get(&blob);
         let held = Held {
-            guard: blob.term,
-            phase: Phase::Uploaded,
-            sure: true,
-            known: false,
-            mine: false,
+            guard: order.map_or(blob.term, |order| order.guard),
+            phase: order.map_or(Phase::Uploaded, |_| Phase::Ordered),
+            sure: order.is_none(),
+            known: order.is_some_and(|order| order.known),
+            mine: self.lost.contains(&blob),
         };
         self.insert(blob, held);
     }
@@ -319,7 +323,16 @@ impl Replica {
     fn insert(&mut self, blob: BlobId, held: Held) {
         self.lost.remove(&blob);
         self.fresh.insert(blob);
-        self.held.entry(blob).or_insert(held);
+        match self.held.get_mut(&blob) {
+            None => drop(self.held.insert(blob, held)),
+            Some(present) if present.mine || held.phase != Phase::Ordered => {}
+            // Uploaded and ordered: see `handle_stored`.
+            Some(present) => {
+                present.guard = present.guard.max(held.guard);
+                present.phase = Phase::Ordered;
+                present.sure = false;
+            }
+        }
         self.index(blob);
     }
 

@@ -16,6 +16,7 @@ use crate::clients::Content;
 use crate::cluster::{Life, Sim};
 use crate::history::PutId;
 use crate::network::HostId;
+use crate::workload::HEAL_AT;
 
 /// P1: a failure is known to every live member within this, the drift of clocks and the hops
 /// between threads included.
@@ -125,11 +126,6 @@ impl Watchers {
         self.nodes[id].troubled = Some(now);
     }
 
-    /// A process falls silent and does not come back.
-    pub fn silent(&mut self, now: Time, id: HostId) {
-        self.nodes[id].troubled = Some(now);
-    }
-
     /// A process is paused for `span`.
     pub fn paused(&mut self, now: Time, id: HostId, span: Duration) {
         let seen = &mut self.nodes[id];
@@ -160,6 +156,12 @@ impl Watchers {
         } else {
             None
         };
+    }
+
+    /// Whether nothing was broken since `from`, a node that starts included.
+    pub fn is_calm(&self, from: Time) -> bool {
+        self.whole_since.is_some_and(|since| since <= from)
+            && self.nodes.iter().all(|seen| seen.troubled.is_none_or(|at| at <= from))
     }
 
     /// The smallest membership that a leader held between `from` and `to`.
@@ -226,6 +228,10 @@ impl Sim {
         incarnation: Incarnation,
         observers: &[Life],
     ) {
+        // What was to stay dead is healed as well.
+        if began + DETECTION_MAX > Time(0) + HEAL_AT {
+            return;
+        }
         let calm_from = began - Duration::from_secs(3);
         let calm = |since: Option<Time>| since.is_some_and(|since| since <= calm_from);
         let troubled = self

@@ -22,6 +22,8 @@ use crate::network::HostId;
 
 /// A peer that makes no progress for this long has failed.
 const PROGRESS_TIMEOUT: Duration = Duration::from_secs(1);
+/// A client's connection to a holder ends after this without a word.
+const GIVE_UP: Duration = Duration::from_secs(3);
 /// Batches of blobs that wait for the fetchers; further ones fail at once.
 const FETCHES_MAX: usize = 64;
 
@@ -56,7 +58,7 @@ impl Sim {
             1..=10 => Duration::from_millis(30),
             _ => Duration::from_millis(2),
         };
-        random.span(Duration::from_micros(150), longest)
+        random.span(Duration::from_micros(150), longest) * self.plan.disk_slowness
     }
 
     /// The log thread appends and syncs, one write after the other.
@@ -114,6 +116,31 @@ impl Sim {
             }
         }
         (spent, None)
+    }
+
+    /// The bytes of `blob` for a client on `from` from `source` alone: what it takes and gives;
+    /// `None` where no way is open or the holder is silent.
+    pub fn read_from(
+        &mut self,
+        from: HostId,
+        source: &Target,
+        blob: BlobId,
+    ) -> Option<(Duration, Option<Arc<[u8]>>)> {
+        let host = self.host_at(source.addr)?;
+        if !self.network.is_open_both_ways(from, host) || self.hosts[host].is_paused() {
+            return None;
+        }
+        let delay = self.network.segment_delay() + self.network.segment_delay();
+        let serves = self.hosts[host]
+            .process()
+            .is_some_and(|p| p.server == source.server);
+        let bytes = self.hosts[host]
+            .disk
+            .blob(blob)
+            .filter(|_| serves)
+            .map(|held| held.bytes.clone());
+        let length = bytes.as_ref().map_or(0, |bytes| bytes.len() as u64);
+        Some((delay + self.network.transfer(length), bytes))
     }
 
     /// A fetcher copies blobs to this disk, then syncs them all.
@@ -274,9 +301,7 @@ impl Sim {
             }
         };
         let late = finish.clone();
-        self.after(PROGRESS_TIMEOUT + Duration::from_millis(100), move |sim| {
-            late(sim, false)
-        });
+        self.after(GIVE_UP, move |sim| late(sim, false));
         let Some(to) = self.host_at(target.addr) else {
             return;
         };

@@ -39,6 +39,8 @@ pub enum Fault {
     IsolateLeader(Duration),
     /// Nothing gets from the first to the second for the span.
     OneWay(HostId, HostId, Duration),
+    /// Nothing gets to it for the span; it can be heard.
+    Deaf(HostId, Duration),
     /// So many percent of the packets are lost for the span.
     Loss(u64, Duration),
     /// Datagrams are late by up to the second span for the first one.
@@ -68,7 +70,7 @@ fn some(random: &mut Rng, nodes: usize, count: u64) -> Vec<HostId> {
 impl Fault {
     /// Draws a seed's faults: first which kinds it has at all, then when each strikes.
     pub fn draw(random: &mut Rng, nodes: usize, introducers: usize) -> Vec<(Duration, Fault)> {
-        let mut kinds: Vec<u64> = (0..15).filter(|_| random.chance(50)).collect();
+        let mut kinds: Vec<u64> = (0..16).filter(|_| random.chance(50)).collect();
         if kinds.is_empty() {
             kinds = vec![0, 3, 6];
         }
@@ -115,6 +117,7 @@ impl Fault {
                 nodes + random.below(introducers as u64) as usize,
                 seconds(random, 0, 8),
             ),
+            14 => Fault::Deaf(host, seconds(random, 1, 8)),
             _ if random.chance(20) => Fault::CrashAll(seconds(random, 0, 3)),
             _ => Fault::Freeze(host, seconds(random, 4, 12)),
         }
@@ -161,12 +164,12 @@ impl Sim {
                 }
             }
             Fault::OneWay(from, to, span) => {
-                self.network.set_blocked(from, to, true);
-                self.watchers.network_disturbed(self.now, true);
-                self.after(span, move |sim| {
-                    sim.network.set_blocked(from, to, false);
-                    sim.note_network();
-                });
+                self.block_for(vec![(from, to)], vec![from, to], span);
+            }
+            Fault::Deaf(id, span) => {
+                let others = (0..self.hosts.len()).filter(|other| *other != id);
+                let ways = others.map(|other| (other, id)).collect();
+                self.block_for(ways, vec![id], span);
             }
             Fault::Loss(percent, span) => {
                 self.network.weather.loss = percent;
@@ -238,26 +241,39 @@ impl Sim {
     }
 
     fn cut_for(&mut self, ids: &[HostId], span: Duration) {
-        let ids: BTreeSet<HostId> = ids.iter().copied().collect();
-        let cut = move |sim: &mut Sim, blocked: bool| {
-            for inside in &ids {
-                for outside in (0..sim.hosts.len()).filter(|id| !ids.contains(id)) {
-                    sim.network.set_blocked(*inside, outside, blocked);
-                    sim.network.set_blocked(outside, *inside, blocked);
-                }
+        let inside: BTreeSet<HostId> = ids.iter().copied().collect();
+        let mut ways = Vec::new();
+        for id in &inside {
+            for other in (0..self.hosts.len()).filter(|other| !inside.contains(other)) {
+                ways.push((*id, other));
+                ways.push((other, *id));
             }
+        }
+        // Who is alone can blame nobody else but itself; of two groups each may be right.
+        let culprits = if inside.len() == 1 {
+            ids.to_vec()
+        } else {
+            Vec::new()
         };
-        cut(self, true);
-        self.watchers.network_disturbed(self.now, true);
-        self.after(span, move |sim| {
-            cut(sim, false);
-            sim.note_network();
-        });
+        self.block_for(ways, culprits, span);
     }
 
-    fn note_network(&mut self) {
-        let whole = self.network.is_whole();
-        self.watchers.network_disturbed(self.now, !whole);
+    /// Blocks these ways for `span`. `culprits`: all who may be wrong about others, or others
+    /// about them; empty where that is everybody.
+    fn block_for(&mut self, ways: Vec<(HostId, HostId)>, culprits: Vec<HostId>, span: Duration) {
+        for (from, to) in &ways {
+            self.network.set_blocked(*from, *to, true);
+        }
+        self.watchers.network_disturbed(self.now, true);
+        let cut = self.watchers.cut_began(self.now, culprits);
+        self.after(span, move |sim| {
+            for (from, to) in &ways {
+                sim.network.set_blocked(*from, *to, false);
+            }
+            let (now, whole) = (sim.now, sim.network.is_whole());
+            sim.watchers.cut_ended(now, cut);
+            sim.watchers.network_disturbed(now, !whole);
+        });
     }
 
     /// Whether the disk of `id` may burn: no file and no log entry goes with it.
@@ -344,6 +360,7 @@ impl Sim {
     pub fn heal(&mut self) {
         self.trace.story(self.now, "heal", String::new);
         self.network.heal();
+        self.watchers.all_mended(self.now);
         self.watchers.network_disturbed(self.now, false);
         self.watchers.weather(self.now, true);
         for id in 0..self.hosts.len() {

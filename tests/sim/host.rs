@@ -89,6 +89,8 @@ pub struct Process {
     pub log_free: Time,
     /// Entries that the watchers have seen applied.
     pub applied_seen: u64,
+    /// Turns of the coord thread.
+    pub turns: u64,
 }
 
 impl Process {
@@ -282,6 +284,7 @@ impl Sim {
             channels: [now; 3],
             log_free: now,
             applied_seen: 0,
+            turns: 0,
         }));
         self.watchers.started(now, id);
         self.submit(id, Request::Join, Box::new(|_, _| ()));

@@ -18,6 +18,7 @@ mod history;
 mod host;
 mod network;
 mod trace;
+mod transfers;
 mod watchers;
 mod workload;
 

@@ -9,8 +9,10 @@ use std::time::Duration;
 
 use dlc::consensus::{Payload, Role};
 use dlc::types::{BlobId, Incarnation, REPLICAS, Server, Term, Time, View};
-use dlc::wire::encode;
+use dlc::wire::peer::{Change, Command};
 use dlc::wire::schedule::{Assignment, AssignmentId};
+use dlc::wire::store::CatalogCommand;
+use dlc::wire::{decode, encode};
 
 use crate::clients::Content;
 use crate::cluster::{Life, Sim};
@@ -25,6 +27,8 @@ const DETECTION_MAX: Duration = Duration::from_millis(5_300);
 const EXCUSED: Duration = Duration::from_secs(12);
 /// P2: pauses up to this are covered.
 const PAUSE_COVERED: Duration = Duration::from_secs(1);
+/// A node's cores check themselves every so many turns of its coord thread.
+const CHECK_TURNS: u64 = 32;
 /// P1: more simultaneous failures than this are not promised.
 const FAILURES_MAX: usize = 3;
 
@@ -47,8 +51,6 @@ struct Seen {
     leaving: bool,
     /// When it last failed, paused or went on; `None` where it never did.
     troubled: Option<Time>,
-    /// When a pause beyond the covered length began, and when it was over.
-    long_pause: Option<(Time, Time)>,
     /// The newest view that membership gave.
     view: View,
     /// Sizes of the views that the coord thread had.
@@ -64,6 +66,8 @@ pub struct Watchers {
     whole_since: Option<Time>,
     /// Since when the weather has been the usual one.
     fair_since: Option<Time>,
+    /// Each time that ways were blocked: from, to, and who may be wrong then.
+    cuts: Vec<(Time, Option<Time>, Vec<HostId>)>,
     leaders: BTreeMap<Term, Server>,
     applied: Vec<u64>,
     runs: BTreeMap<AssignmentId, HostId>,
@@ -86,6 +90,7 @@ impl Watchers {
             nodes: vec![Seen::default(); nodes],
             whole_since: Some(Time(0)),
             fair_since: Some(Time(0)),
+            cuts: Vec::new(),
             leaders: BTreeMap::new(),
             applied: Vec::new(),
             runs: BTreeMap::new(),
@@ -131,7 +136,7 @@ impl Watchers {
         let seen = &mut self.nodes[id];
         seen.troubled = Some(now);
         if span > PAUSE_COVERED {
-            seen.long_pause = Some((now, now + span));
+            self.cuts.push((now, Some(now + span), vec![id]));
         }
     }
 
@@ -149,6 +154,44 @@ impl Watchers {
         };
     }
 
+    /// Ways are blocked from now on; see `faults` for the culprits.
+    pub fn cut_began(&mut self, now: Time, culprits: Vec<HostId>) -> usize {
+        self.cuts.push((now, None, culprits));
+        self.cuts.len() - 1
+    }
+
+    /// Those ways are open again.
+    pub fn cut_ended(&mut self, now: Time, cut: usize) {
+        self.cuts[cut].1.get_or_insert(now);
+    }
+
+    /// All ways are open and everybody goes on.
+    pub fn all_mended(&mut self, now: Time) {
+        for (_, end, _) in &mut self.cuts {
+            *end = Some(end.map_or(now, |end| end.min(now)));
+        }
+    }
+
+    /// Whether cuts and long pauses since `from` explain that `by` dropped `removed`. One that
+    /// is over explains everything: who was cut off brings its beliefs back with it. One that is
+    /// in force explains only what concerns its culprits: nobody else has a second accuser.
+    fn a_cut_explains(&self, from: Time, now: Time, by: HostId, removed: HostId) -> bool {
+        let recent = |(begin, end, _): &&(Time, Option<Time>, Vec<HostId>)| {
+            *begin <= now && end.is_none_or(|end| end >= from)
+        };
+        let recent: Vec<_> = self.cuts.iter().filter(recent).collect();
+        match recent[..] {
+            [] => false,
+            [(_, end, culprits)] => {
+                end.is_some_and(|end| end <= now)
+                    || culprits.is_empty()
+                    || culprits.contains(&by)
+                    || culprits.contains(&removed)
+            }
+            _ => true,
+        }
+    }
+
     /// Loss or delay changed.
     pub fn weather(&mut self, now: Time, fair: bool) {
         self.fair_since = if fair {
@@ -161,7 +204,10 @@ impl Watchers {
     /// Whether nothing was broken since `from`, a node that starts included.
     pub fn is_calm(&self, from: Time) -> bool {
         self.whole_since.is_some_and(|since| since <= from)
-            && self.nodes.iter().all(|seen| seen.troubled.is_none_or(|at| at <= from))
+            && self
+                .nodes
+                .iter()
+                .all(|seen| seen.troubled.is_none_or(|at| at <= from))
     }
 
     /// The smallest membership that a leader held between `from` and `to`.
@@ -284,7 +330,7 @@ impl Sim {
         }
     }
 
-    fn removal_is_excused(&self, _by: HostId, removed: HostId, server: &Server) -> bool {
+    fn removal_is_excused(&self, by: HostId, removed: HostId, server: &Server) -> bool {
         let from = self.now - EXCUSED;
         let seen = &self.watchers.nodes[removed];
         let host = &self.hosts[removed];
@@ -295,18 +341,10 @@ impl Sim {
             && host
                 .process()
                 .is_some_and(|process| process.server == *server);
-        let stalled = self.watchers.nodes.iter().any(|seen| {
-            seen.long_pause
-                .is_some_and(|(begin, end)| begin <= self.now && end >= from)
-        });
         !lives
             || !settled
             || seen.leaving
-            || stalled
-            || self
-                .watchers
-                .whole_since
-                .is_none_or(|since| since > from && since > Time(0))
+            || self.watchers.a_cut_explains(from, self.now, by, removed)
     }
 
     /// P3: a put was answered: its copies must be safe at this instant.
@@ -329,8 +367,41 @@ impl Sim {
                 "{} was answered with {copies} safe copies of {wanted} ({blob})",
                 content.name
             );
+            return self.violate("P3", what);
+        }
+        if let Some(what) = self.unsafe_entry(blob, wanted) {
             self.violate("P3", what);
         }
+    }
+
+    /// The entry that names `blob` must be on the disks of `wanted` members.
+    fn unsafe_entry(&self, blob: BlobId, wanted: usize) -> Option<String> {
+        let names_it = |bytes: &[u8]| {
+            matches!(
+                decode::<Command>(bytes),
+                Ok(Command { change: Change::Catalog(CatalogCommand::Put(uploads)), .. })
+                    if uploads.iter().any(|upload| upload.blob == blob)
+            )
+        };
+        let disks = (0..self.nodes).map(|id| self.hosts[id].disk.entries());
+        // Where it is not among the last ones it is so old that everybody has it.
+        let recent = disks.flat_map(|entries| entries.iter().rev().take(40));
+        let mut naming = recent.filter_map(|entry| match &entry.payload {
+            Payload::Command(bytes) if names_it(bytes) => Some((entry.index, entry.term)),
+            _ => None,
+        });
+        let (index, term) = naming.next()?;
+        let has_it = |id: &HostId| {
+            let entry = self.hosts[*id].disk.entries().get(index.0 as usize - 1);
+            entry.is_some_and(|entry| entry.term == term)
+        };
+        let disks = (0..self.nodes).filter(has_it).count();
+        (disks < wanted).then(|| {
+            format!(
+                "a put was answered with its entry {} on {disks} disks of {wanted}",
+                index.0
+            )
+        })
     }
 
     /// P10, after each turn of a node's coord thread.
@@ -356,6 +427,15 @@ impl Sim {
             fresh.push((index, hash));
         }
         process.applied_seen = applied;
+        process.turns += 1;
+        if process.turns.is_multiple_of(CHECK_TURNS) {
+            process.node.check_invariants();
+            process.membership.check_invariants();
+            for job in process.node.state().jobs.jobs() {
+                let rows = job.rows.iter().flatten().count() as u64;
+                assert_eq!(rows, job.counted(), "rows and count of job {}", job.id);
+            }
+        }
         let (server, size) = (process.server.clone(), process.view.members.len());
         for (index, hash) in fresh {
             let place = index as usize - 1;

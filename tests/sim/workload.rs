@@ -63,6 +63,8 @@ pub struct Plan {
     pub faults: Vec<(Duration, Fault)>,
     /// Least time that the fastest machine needs for one input.
     pub service: Duration,
+    /// How many times slower than the usual one every disk syncs.
+    pub disk_slowness: u32,
     /// More events than this are a flood.
     pub events_max: u64,
 }
@@ -123,9 +125,11 @@ impl Plan {
                 operations.push((at, Operation::Infer(format!("set{set}.png"), batch, weight)));
             }
         }
-        operations.sort_by_key(|(at, _)| *at);
         let service = Duration::from_millis(1 + random.below(150));
         let faults = Fault::draw(faults, nodes, introducers);
+        operations.extend(Plan::bursts(random, &faults));
+        operations.sort_by_key(|(at, _)| *at);
+        let disk_slowness = [1, 1, 1, 5, 30][random.below(5) as usize];
         Plan {
             nodes,
             introducers,
@@ -133,8 +137,34 @@ impl Plan {
             operations,
             faults,
             service,
+            disk_slowness,
             events_max: EVENTS_MAX,
         }
+    }
+}
+
+impl Plan {
+    /// While somebody leads who should not, clients write and read one file in short order.
+    fn bursts(random: &mut Rng, faults: &[(Duration, Fault)]) -> Vec<(Duration, Operation)> {
+        let mut operations = Vec::new();
+        for (at, fault) in faults {
+            if !matches!(
+                fault,
+                Fault::IsolateLeader(_) | Fault::PauseLeader(_) | Fault::Deaf(..)
+            ) {
+                continue;
+            }
+            let file = random.below(NAMES);
+            for _ in 0..8 {
+                let put = between(random, Duration::ZERO, Duration::from_secs(4));
+                operations.push((*at + put, Operation::Put(file, 100)));
+                for _ in 0..3 {
+                    let get = between(random, Duration::ZERO, Duration::from_secs(5));
+                    operations.push((*at + get, Operation::Get(file)));
+                }
+            }
+        }
+        operations
     }
 }
 

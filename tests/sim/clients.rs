@@ -19,6 +19,7 @@ use dlc::wire::store::{Located, Target, Upload};
 use crate::cluster::Sim;
 use crate::devices::Parcel;
 use crate::history::{Histories, PutId, ReadId};
+use crate::host::{Done, Waiter};
 use crate::network::HostId;
 
 /// A connection of a client breaks off after this without a reply.
@@ -91,8 +92,7 @@ impl Sim {
         request: Request,
         then: impl FnOnce(&mut Sim, Option<Reply>) + 'static,
     ) {
-        let pending: Rc<RefCell<Option<Box<dyn FnOnce(&mut Sim, Option<Reply>)>>>> =
-            Rc::new(RefCell::new(Some(Box::new(then))));
+        let pending: Rc<RefCell<Option<Waiter>>> = Rc::new(RefCell::new(Some(Box::new(then))));
         let finish = move |sim: &mut Sim, reply: Option<Reply>| {
             let then = pending.borrow_mut().take();
             if let Some(then) = then {
@@ -359,7 +359,7 @@ impl Sim {
         read: ReadId,
         newest: u64,
         versions: Vec<Located>,
-        done: Box<dyn FnOnce(&mut Sim, bool)>,
+        done: Done,
     ) {
         let now = self.now;
         if versions.is_empty() || versions.len() as u64 > newest {

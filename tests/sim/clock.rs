@@ -3,7 +3,6 @@
 //! Decides: how a node's own time follows from the simulation's. Leaves to others: pauses,
 //! during which a node's clock goes on and the node does nothing (`cluster`).
 
-use std::time::Duration;
 
 use dlc::types::{Rng, Time, WallTime};
 
@@ -42,12 +41,6 @@ impl Clock {
         let span = (i128::from(local.0) * MILLION + rate - 1) / rate;
         let span = u64::try_from(span).unwrap_or(u64::MAX);
         Time(self.started.0.saturating_add(span))
-    }
-
-    /// How long `span` on this clock takes.
-    pub fn lasts(&self, span: Duration) -> Duration {
-        let rate = MILLION + i128::from(self.drift_ppm);
-        Duration::from_nanos((span.as_nanos() as i128 * MILLION / rate) as u64)
     }
 
     /// The wall clock of every machine at `global`; only for people.

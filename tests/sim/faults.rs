@@ -39,6 +39,8 @@ pub enum Fault {
     IsolateLeader(Duration),
     /// Nothing gets from the first to the second for the span.
     OneWay(HostId, HostId, Duration),
+    /// It hears nobody for the span, and everybody hears it.
+    Deaf(HostId, Duration),
     /// So many percent of the packets are lost for the span.
     Loss(u64, Duration),
     /// Datagrams are late by up to the second span for the first one.
@@ -68,7 +70,7 @@ fn some(random: &mut Rng, nodes: usize, count: u64) -> Vec<HostId> {
 impl Fault {
     /// Draws a seed's faults: first which kinds it has at all, then when each strikes.
     pub fn draw(random: &mut Rng, nodes: usize, introducers: usize) -> Vec<(Duration, Fault)> {
-        let mut kinds: Vec<u64> = (0..15).filter(|_| random.chance(50)).collect();
+        let mut kinds: Vec<u64> = (0..16).filter(|_| random.chance(50)).collect();
         if kinds.is_empty() {
             kinds = vec![0, 3, 6];
         }
@@ -115,6 +117,7 @@ impl Fault {
                 nodes + random.below(introducers as u64) as usize,
                 seconds(random, 0, 8),
             ),
+            14 => Fault::Deaf(host, seconds(random, 3, 10)),
             _ if random.chance(20) => Fault::CrashAll(seconds(random, 0, 3)),
             _ => Fault::Freeze(host, seconds(random, 4, 12)),
         }
@@ -128,6 +131,7 @@ impl Sim {
             return;
         }
         self.trace.story(self.now, "fault", || format!("{fault:?}"));
+        self.watchers.struck = true;
         match fault {
             Fault::Crash(id, span) | Fault::Introducer(id, span) => self.crash_for(id, span),
             Fault::CrashMany(ids, span) => ids.into_iter().for_each(|id| self.crash_for(id, span)),
@@ -168,6 +172,7 @@ impl Sim {
                     sim.note_network();
                 });
             }
+            Fault::Deaf(id, span) => self.deafen_for(id, span),
             Fault::Loss(percent, span) => {
                 self.network.weather.loss = percent;
                 self.watchers.weather(self.now, false);
@@ -251,6 +256,24 @@ impl Sim {
         self.watchers.network_disturbed(self.now, true);
         self.after(span, move |sim| {
             cut(sim, false);
+            sim.note_network();
+        });
+    }
+
+    fn deafen_for(&mut self, id: HostId, span: Duration) {
+        // One at a time: two deaf monitors agree on anybody.
+        if !self.watchers.is_calm(self.now) || !self.hosts[id].is_active() {
+            return;
+        }
+        let set = move |sim: &mut Sim, blocked: bool| {
+            for other in (0..sim.hosts.len()).filter(|other| *other != id) {
+                sim.network.set_blocked(other, id, blocked);
+            }
+        };
+        set(self, true);
+        self.watchers.deafened(id, self.now + span);
+        self.after(span, move |sim| {
+            set(sim, false);
             sim.note_network();
         });
     }

@@ -31,6 +31,10 @@ const DEFERRED_MAX: usize = 2000;
 
 /// Gets the reply of a node, or `None` where the connection to it broke.
 pub type Waiter = Box<dyn FnOnce(&mut Sim, Option<Reply>)>;
+/// Hears that an upload is noted.
+pub type Noted = Box<dyn FnOnce(&mut Sim)>;
+/// Hears whether a transfer is done.
+pub type Done = Box<dyn FnOnce(&mut Sim, bool)>;
 /// Gets the reply of membership at the other end.
 pub type Answer = Box<dyn FnOnce(&mut Sim, MembershipReply)>;
 
@@ -76,7 +80,7 @@ pub struct Process {
     /// Clients that wait.
     pub requests: BTreeMap<RequestToken, Waiter>,
     /// Handlers that wait for an upload to be noted.
-    pub uploads: BTreeMap<RequestToken, Box<dyn FnOnce(&mut Sim)>>,
+    pub uploads: BTreeMap<RequestToken, Noted>,
     next_token: u64,
     /// What the infer thread runs.
     pub running: Option<AssignmentId>,
@@ -170,7 +174,8 @@ impl Host {
             Action::WakePing | Action::WakeCoord | Action::WakeIntroducer
         );
         let datagram = matches!(action, Action::Datagram(..));
-        if !timer && !(datagram && self.deferred.len() > DEFERRED_MAX) {
+        let lost = datagram && self.deferred.len() > DEFERRED_MAX;
+        if !timer && !lost {
             self.deferred.push_back(action);
         }
     }

@@ -9,7 +9,6 @@ use dlc::types::Time;
 /// Running hash and, on demand, lines on stdout.
 pub struct Trace {
     hash: u64,
-    notes: u64,
     shown: bool,
 }
 
@@ -20,7 +19,6 @@ impl Trace {
     pub fn new(shown: bool) -> Trace {
         Trace {
             hash: MULTIPLIER,
-            notes: 0,
             shown,
         }
     }
@@ -45,7 +43,6 @@ impl Trace {
 
     /// Notes that `kind` happened at `host`; `text` is for the reader.
     pub fn note(&mut self, at: Time, host: usize, kind: &str, text: impl FnOnce() -> String) {
-        self.notes += 1;
         self.mix(at.0);
         self.mix(host as u64);
         self.bytes(kind.as_bytes());
@@ -57,7 +54,6 @@ impl Trace {
 
     /// Notes something that is of no single host.
     pub fn story(&mut self, at: Time, kind: &str, text: impl FnOnce() -> String) {
-        self.notes += 1;
         self.mix(at.0);
         self.bytes(kind.as_bytes());
         if self.shown {
@@ -68,10 +64,5 @@ impl Trace {
     /// The hash of everything noted so far.
     pub fn hash(&self) -> u64 {
         self.hash
-    }
-
-    /// How many notes there were.
-    pub fn notes(&self) -> u64 {
-        self.notes
     }
 }

@@ -8,11 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use dlc::consensus::{Payload, Role};
-use dlc::types::{BlobId, Incarnation, REPLICAS, Server, Term, Time, View};
+use dlc::types::{BlobId, Incarnation, JobId, REPLICAS, Server, Term, Time, View};
+use dlc::wire::consensus::Content;
 use dlc::wire::encode;
+use dlc::wire::peer::PeerMessage;
 use dlc::wire::schedule::{Assignment, AssignmentId};
 
-use crate::clients::Content;
+use crate::clients::Content as FileContent;
 use crate::cluster::{Life, Sim};
 use crate::history::PutId;
 use crate::network::HostId;
@@ -67,6 +69,12 @@ pub struct Watchers {
     leaders: BTreeMap<Term, Server>,
     applied: Vec<u64>,
     runs: BTreeMap<AssignmentId, HostId>,
+    /// Inputs that were handed out.
+    handed: BTreeSet<(JobId, u32)>,
+    /// A fault has struck.
+    pub struck: bool,
+    /// The node that hears nobody, and until when that excuses it and its views.
+    deaf: Option<(HostId, Time)>,
     /// Disks wiped and nodes that left, so far.
     pub burned: u64,
     /// When disks were wiped.
@@ -89,6 +97,9 @@ impl Watchers {
             leaders: BTreeMap::new(),
             applied: Vec::new(),
             runs: BTreeMap::new(),
+            handed: BTreeSet::new(),
+            struck: false,
+            deaf: None,
             burned: 0,
             burned_at: Vec::new(),
             healed: false,
@@ -149,6 +160,11 @@ impl Watchers {
         };
     }
 
+    /// A node hears nobody until `end`; what it says still arrives.
+    pub fn deafened(&mut self, id: HostId, end: Time) {
+        self.deaf = Some((id, end + EXCUSED));
+    }
+
     /// Loss or delay changed.
     pub fn weather(&mut self, now: Time, fair: bool) {
         self.fair_since = if fair {
@@ -161,7 +177,11 @@ impl Watchers {
     /// Whether nothing was broken since `from`, a node that starts included.
     pub fn is_calm(&self, from: Time) -> bool {
         self.whole_since.is_some_and(|since| since <= from)
-            && self.nodes.iter().all(|seen| seen.troubled.is_none_or(|at| at <= from))
+            && self.deaf.is_none_or(|(_, until)| until <= from)
+            && self
+                .nodes
+                .iter()
+                .all(|seen| seen.troubled.is_none_or(|at| at <= from))
     }
 
     /// The smallest membership that a leader held between `from` and `to`.
@@ -241,6 +261,10 @@ impl Sim {
             .filter(|seen| seen.troubled.is_some_and(|at| at >= calm_from));
         if !calm(self.watchers.whole_since)
             || !calm(self.watchers.fair_since)
+            || self
+                .watchers
+                .deaf
+                .is_some_and(|(_, until)| until > calm_from)
             || troubled.count() > FAILURES_MAX
         {
             return;
@@ -284,8 +308,17 @@ impl Sim {
         }
     }
 
-    fn removal_is_excused(&self, _by: HostId, removed: HostId, server: &Server) -> bool {
+    fn removal_is_excused(&self, by: HostId, removed: HostId, server: &Server) -> bool {
         let from = self.now - EXCUSED;
+        // One deaf node is excused, and so is what it believes; together with bad weather or
+        // another that is deaf, anything may look dead to two.
+        let deaf = self.watchers.deaf.is_some_and(|(id, until)| {
+            let fair = self
+                .watchers
+                .fair_since
+                .is_some_and(|at| at <= from || at == Time(0));
+            until > self.now && (id == by || id == removed || !fair)
+        });
         let seen = &self.watchers.nodes[removed];
         let host = &self.hosts[removed];
         let settled = seen
@@ -303,6 +336,7 @@ impl Sim {
             || !settled
             || seen.leaving
             || stalled
+            || deaf
             || self
                 .watchers
                 .whole_since
@@ -310,7 +344,7 @@ impl Sim {
     }
 
     /// P3: a put was answered: its copies must be safe at this instant.
-    pub fn watch_put(&mut self, content: &Content, blob: BlobId, put: PutId) {
+    pub fn watch_put(&mut self, content: &FileContent, blob: BlobId, put: PutId) {
         let (began, now) = (self.clients.histories.began(put), self.now);
         if self.watchers.burned_at.iter().any(|at| *at >= began) {
             return;
@@ -397,8 +431,37 @@ impl Sim {
         }
     }
 
-    /// P8 across the cluster: no hand-out runs at two places.
+    /// P3, durability before words: what a node acknowledges is safe on its disk.
+    pub fn watch_send(&mut self, id: HostId, message: &PeerMessage) {
+        let PeerMessage::Consensus(message) = message else {
+            return;
+        };
+        let safe = self.hosts[id].disk.last_safe();
+        if let Content::Appended { matched, .. } = message.content
+            && matched > safe
+        {
+            let what = format!(
+                "node-{id} acknowledges entry {} with {} on its disk",
+                matched.0, safe.0
+            );
+            self.violate("P3", what);
+        }
+    }
+
+    /// P8 across the cluster: no hand-out runs at two places; and while nothing has ever
+    /// been broken, no input runs twice.
     pub fn watch_run(&mut self, id: HostId, assignment: &Assignment) {
+        for input in &assignment.inputs {
+            let again = !self.watchers.handed.insert((assignment.job, input.index));
+            let failed = self.devices.failed_inputs.contains_key(&input.input.blob);
+            if again && !failed && !self.watchers.struck {
+                let what = format!(
+                    "input {} of job {} runs again on node-{id}, and nothing had failed",
+                    input.index, assignment.job
+                );
+                return self.violate("P8", what);
+            }
+        }
         if let Some(other) = self.watchers.runs.insert(assignment.id, id) {
             let what = format!(
                 "{:?} runs on node-{id} and ran on node-{other}",

@@ -3,7 +3,6 @@
 //! Decides: how a node's own time follows from the simulation's. Leaves to others: pauses,
 //! during which a node's clock goes on and the node does nothing (`cluster`).
 
-
 use dlc::types::{Rng, Time, WallTime};
 
 /// Largest drift, in parts per million: 1 %.

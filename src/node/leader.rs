@@ -231,15 +231,13 @@ impl Node {
         let Some(leading) = &mut self.leading else {
             return;
         };
-        if planted::is(Bug::NoRepair) {
-            return;
-        }
         let term = leading.term;
         for output in leading
             .repair
             .plan(self.now, &self.state.catalog, &self.view)
         {
             match output {
+                RepairOutput::Pull { .. } if planted::is(Bug::NoRepair) => {}
                 RepairOutput::Pull { to, blobs } => {
                     self.send(to, PeerMessage::Store(StoreMessage::Pull { term, blobs }));
                 }

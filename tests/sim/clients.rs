@@ -16,6 +16,7 @@ use dlc::wire::schedule::Model;
 
 use crate::cluster::Sim;
 use crate::history::Histories;
+use crate::host::Waiter;
 use crate::network::HostId;
 
 /// A connection of a client breaks off after this without a reply.
@@ -69,8 +70,7 @@ impl Sim {
         request: Request,
         then: impl FnOnce(&mut Sim, Option<Reply>) + 'static,
     ) {
-        let pending: Rc<RefCell<Option<Box<dyn FnOnce(&mut Sim, Option<Reply>)>>>> =
-            Rc::new(RefCell::new(Some(Box::new(then))));
+        let pending: Rc<RefCell<Option<Waiter>>> = Rc::new(RefCell::new(Some(Box::new(then))));
         let finish = move |sim: &mut Sim, reply: Option<Reply>| {
             let then = pending.borrow_mut().take();
             if let Some(then) = then {

@@ -168,6 +168,7 @@ impl Sim {
     pub fn send(&mut self, id: HostId, to: Server, message: PeerMessage) {
         self.trace
             .note(self.now, id, "send", || format!("to {to:?} {message:?}"));
+        self.watch_send(id, &message);
         let Some(process) = self.hosts[id].process_mut() else {
             return;
         };

@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use dlc::consensus::{LogWrite, Recovered};
-use dlc::types::{BlobId, ClusterId, Digest, Incarnation, Rng, StorageId};
+use dlc::types::{BlobId, ClusterId, Digest, Incarnation, Index, Rng, StorageId};
 use dlc::wire::consensus::{Entry, HardState};
 
 /// Bytes of one blob and whether they are synced.
@@ -95,6 +95,11 @@ impl Disk {
     /// Entries of the log that are safe.
     pub fn entries(&self) -> &[Entry] {
         &self.entries
+    }
+
+    /// The last entry of the log that is safe.
+    pub fn last_safe(&self) -> Index {
+        self.entries.last().map_or(Index(0), |entry| entry.index)
     }
 
     /// Writes a blob; it is safe after [`Disk::blob_synced`].

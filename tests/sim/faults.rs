@@ -39,7 +39,7 @@ pub enum Fault {
     IsolateLeader(Duration),
     /// Nothing gets from the first to the second for the span.
     OneWay(HostId, HostId, Duration),
-    /// Nothing gets to it for the span; it can be heard.
+    /// It hears nobody for the span, and everybody hears it.
     Deaf(HostId, Duration),
     /// So many percent of the packets are lost for the span.
     Loss(u64, Duration),
@@ -117,7 +117,7 @@ impl Fault {
                 nodes + random.below(introducers as u64) as usize,
                 seconds(random, 0, 8),
             ),
-            14 => Fault::Deaf(host, seconds(random, 1, 8)),
+            14 => Fault::Deaf(host, seconds(random, 3, 10)),
             _ if random.chance(20) => Fault::CrashAll(seconds(random, 0, 3)),
             _ => Fault::Freeze(host, seconds(random, 4, 12)),
         }
@@ -131,6 +131,7 @@ impl Sim {
             return;
         }
         self.trace.story(self.now, "fault", || format!("{fault:?}"));
+        self.watchers.struck = true;
         match fault {
             Fault::Crash(id, span) | Fault::Introducer(id, span) => self.crash_for(id, span),
             Fault::CrashMany(ids, span) => ids.into_iter().for_each(|id| self.crash_for(id, span)),

@@ -14,7 +14,7 @@ use dlc::membership::introducer::{IntroducerConfig, IntroducerOutput};
 use dlc::membership::{self, Config, ExchangeError, ExchangeId, Identity, Introducer, Membership};
 use dlc::node::Node;
 use dlc::node::io::{Input, Output, RequestToken, Start};
-use dlc::types::{Incarnation, NodeId, Rng, Server, Time, View};
+use dlc::types::{Incarnation, NodeId, Rng, Server, Time, View, WallTime};
 use dlc::wire::client::{Reply, Request};
 use dlc::wire::datagram::{Datagram, MembershipReply, MembershipRequest};
 use dlc::wire::schedule::AssignmentId;
@@ -31,6 +31,10 @@ const DEFERRED_MAX: usize = 2000;
 
 /// Gets the reply of a node, or `None` where the connection to it broke.
 pub type Waiter = Box<dyn FnOnce(&mut Sim, Option<Reply>)>;
+/// Hears that an upload is noted.
+pub type Noted = Box<dyn FnOnce(&mut Sim)>;
+/// Hears whether a transfer is done.
+pub type Done = Box<dyn FnOnce(&mut Sim, bool)>;
 /// Gets the reply of membership at the other end.
 pub type Answer = Box<dyn FnOnce(&mut Sim, MembershipReply)>;
 
@@ -76,7 +80,7 @@ pub struct Process {
     /// Clients that wait.
     pub requests: BTreeMap<RequestToken, Waiter>,
     /// Handlers that wait for an upload to be noted.
-    pub uploads: BTreeMap<RequestToken, Box<dyn FnOnce(&mut Sim)>>,
+    pub uploads: BTreeMap<RequestToken, Noted>,
     next_token: u64,
     /// What the infer thread runs.
     pub running: Option<AssignmentId>,
@@ -172,7 +176,8 @@ impl Host {
             Action::WakePing | Action::WakeCoord | Action::WakeIntroducer
         );
         let datagram = matches!(action, Action::Datagram(..));
-        if !timer && !(datagram && self.deferred.len() > DEFERRED_MAX) {
+        let lost = datagram && self.deferred.len() > DEFERRED_MAX;
+        if !timer && !lost {
             self.deferred.push_back(action);
         }
     }
@@ -239,6 +244,12 @@ impl Sim {
             host.running = Running::Introducer(Box::new(core), BTreeMap::new(), 0);
             return;
         }
+        self.start_node(id, seed, introducers, wall);
+    }
+
+    fn start_node(&mut self, id: HostId, seed: u64, introducers: Vec<SocketAddr>, wall: WallTime) {
+        let now = self.now;
+        let host = &mut self.hosts[id];
         host.disk.incarnation = Incarnation(host.disk.incarnation.0 + 1);
         let server = Server {
             node: host.name.clone(),

@@ -15,6 +15,7 @@ use dlc::wire::client::{Receipt, Refusal, Reply, Request};
 use crate::clients::Content;
 use crate::cluster::Sim;
 use crate::history::{PutId, ReadId};
+use crate::host::Done;
 use crate::network::HostId;
 
 /// What a put came to: its receipts and the ids of the bytes.
@@ -39,7 +40,7 @@ struct Getting {
     read: ReadId,
     newest: u64,
     armed: Option<Time>,
-    done: Option<Box<dyn FnOnce(&mut Sim, bool)>>,
+    done: Option<Done>,
 }
 
 fn broken_off() -> Reply {
@@ -240,17 +241,16 @@ impl Sim {
                 };
                 let getting = getting.clone();
                 self.after(delay, move |sim| {
-                    let machine = &mut getting.borrow_mut().machine;
+                    let mut state = getting.borrow_mut();
                     match bytes {
                         Some(bytes) => {
-                            drop(machine.handle_chunk(sim.now, id, &bytes[offset as usize..]))
+                            let rest = &bytes[offset as usize..];
+                            state.machine.handle_chunk(sim.now, id, rest);
                         }
-                        None => machine.handle_failed(sim.now, id),
+                        None => state.machine.handle_failed(sim.now, id),
                     }
-                    sim.after(std::time::Duration::ZERO, {
-                        let getting = getting.clone();
-                        move |sim| sim.pump_get(&getting)
-                    });
+                    drop(state);
+                    sim.pump_get(&getting);
                 });
             }
             DownloadOutput::Done(result) => self.end_get(getting, result),

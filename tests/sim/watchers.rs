@@ -8,13 +8,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use dlc::consensus::{Payload, Role};
-use dlc::types::{BlobId, Incarnation, REPLICAS, Server, Term, Time, View};
-use dlc::wire::peer::{Change, Command};
+use dlc::types::{BlobId, Incarnation, JobId, REPLICAS, Server, Term, Time, View};
+use dlc::wire::consensus::Content;
+use dlc::wire::peer::{Change, Command, PeerMessage};
 use dlc::wire::schedule::{Assignment, AssignmentId};
 use dlc::wire::store::CatalogCommand;
 use dlc::wire::{decode, encode};
 
-use crate::clients::Content;
+use crate::clients::Content as FileContent;
 use crate::cluster::{Life, Sim};
 use crate::history::PutId;
 use crate::network::HostId;
@@ -71,6 +72,10 @@ pub struct Watchers {
     leaders: BTreeMap<Term, Server>,
     applied: Vec<u64>,
     runs: BTreeMap<AssignmentId, HostId>,
+    /// Inputs that were handed out.
+    handed: BTreeSet<(JobId, u32)>,
+    /// A fault has struck.
+    pub struck: bool,
     /// Disks wiped and nodes that left, so far.
     pub burned: u64,
     /// When disks were wiped.
@@ -94,6 +99,8 @@ impl Watchers {
             leaders: BTreeMap::new(),
             applied: Vec::new(),
             runs: BTreeMap::new(),
+            handed: BTreeSet::new(),
+            struck: false,
             burned: 0,
             burned_at: Vec::new(),
             healed: false,
@@ -174,7 +181,8 @@ impl Watchers {
 
     /// Whether cuts and long pauses since `from` explain that `by` dropped `removed`. One that
     /// is over explains everything: who was cut off brings its beliefs back with it. One that is
-    /// in force explains only what concerns its culprits: nobody else has a second accuser.
+    /// in force explains only what concerns its culprits: nobody else has a second accuser, as
+    /// long as the weather is fair.
     fn a_cut_explains(&self, from: Time, now: Time, by: HostId, removed: HostId) -> bool {
         let recent = |(begin, end, _): &&(Time, Option<Time>, Vec<HostId>)| {
             *begin <= now && end.is_none_or(|end| end >= from)
@@ -183,7 +191,11 @@ impl Watchers {
         match recent[..] {
             [] => false,
             [(_, end, culprits)] => {
-                end.is_some_and(|end| end <= now)
+                let fair = self
+                    .fair_since
+                    .is_some_and(|at| at <= from || at == Time(0));
+                !fair
+                    || end.is_some_and(|end| end <= now)
                     || culprits.is_empty()
                     || culprits.contains(&by)
                     || culprits.contains(&removed)
@@ -348,7 +360,7 @@ impl Sim {
     }
 
     /// P3: a put was answered: its copies must be safe at this instant.
-    pub fn watch_put(&mut self, content: &Content, blob: BlobId, put: PutId) {
+    pub fn watch_put(&mut self, content: &FileContent, blob: BlobId, put: PutId) {
         let (began, now) = (self.clients.histories.began(put), self.now);
         if self.watchers.burned_at.iter().any(|at| *at >= began) {
             return;
@@ -477,8 +489,37 @@ impl Sim {
         }
     }
 
-    /// P8 across the cluster: no hand-out runs at two places.
+    /// P3, durability before words: what a node acknowledges is safe on its disk.
+    pub fn watch_send(&mut self, id: HostId, message: &PeerMessage) {
+        let PeerMessage::Consensus(message) = message else {
+            return;
+        };
+        let safe = self.hosts[id].disk.last_safe();
+        if let Content::Appended { matched, .. } = message.content
+            && matched > safe
+        {
+            let what = format!(
+                "node-{id} acknowledges entry {} with {} on its disk",
+                matched.0, safe.0
+            );
+            self.violate("P3", what);
+        }
+    }
+
+    /// P8 across the cluster: no hand-out runs at two places; and while nothing has ever
+    /// been broken, no input runs twice.
     pub fn watch_run(&mut self, id: HostId, assignment: &Assignment) {
+        for input in &assignment.inputs {
+            let again = !self.watchers.handed.insert((assignment.job, input.index));
+            let failed = self.devices.failed_inputs.contains_key(&input.input.blob);
+            if again && !failed && !self.watchers.struck {
+                let what = format!(
+                    "input {} of job {} runs again on node-{id}, and nothing had failed",
+                    input.index, assignment.job
+                );
+                return self.violate("P8", what);
+            }
+        }
         if let Some(other) = self.watchers.runs.insert(assignment.id, id) {
             let what = format!(
                 "{:?} runs on node-{id} and ran on node-{other}",

@@ -16,7 +16,7 @@ LIGHT := --locked --no-default-features
 export DLC_BIN = $(abspath $(BIN))
 
 .PHONY: help demo run-introducer run-node need-name build build-light libtorch data data-flowers models \
-	test cluster-test sim lint train-lenet train-resnet50 bench
+	test cluster-test sim sim-planted lint train-lenet train-resnet50 bench
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,7 @@ models: ## verifies the weights in models/ and names the models that have none
 # them; then what needs libtorch, on the build of the executables.
 test: build data models ## every test that needs no special machine
 	$(CARGO) test $(LIGHT) --no-fail-fast
+	@$(MAKE) --no-print-directory sim-planted
 	$(CARGO) test --release --locked --lib models::
 
 cluster-test: build data models ## the tests on real processes: start, join, put, get, infer, kill, restart
@@ -71,6 +72,14 @@ cluster-test: build data models ## the tests on real processes: start, join, put
 sim: ## replays one simulation, SEED=n, or hunts through many, SEEDS=n
 	@test -n "$(SEED)$(SEEDS)" || { echo "error: which? make sim SEED=7 or make sim SEEDS=2000" >&2; exit 2; }
 	@$(CARGO) test $(LIGHT) $(if $(PLANT),--features planted) --test sim
+
+# Each is caught by a watcher, mostly within a dozen seeds.
+PLANTS := ack-before-fsync removal-without-agreement task-twice row-twice vote-twice two-tasks-at-once no-repair
+sim-planted: ## plants known bugs in the simulated cluster; a watcher must catch each within 2,000 seeds
+	@for plant in $(PLANTS); do \
+		echo "planted: $$plant"; \
+		PLANT=$$plant SEEDS=2000 $(CARGO) test --quiet $(LIGHT) --features planted --test sim || exit 1; \
+	done
 
 lint: libtorch ## format, clippy, licences and sources of the dependencies, advisories
 	@.make/lint.sh

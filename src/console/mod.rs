@@ -15,3 +15,14 @@ pub mod stdin;
 mod tables;
 mod training;
 pub mod transfer;
+
+use serde_json::Value;
+
+/// What a command printed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer {
+    /// For people.
+    pub text: String,
+    /// For programs (`--json`).
+    pub json: Value,
+}

@@ -6,6 +6,7 @@
 
 use serde_json::{Value, json};
 
+use super::Answer;
 use super::client::{Client, ClientError};
 use super::command::{self, Command};
 use super::{dataset, tables, training, transfer};
@@ -14,15 +15,6 @@ use crate::types::{FileName, JobId, MemberState};
 use crate::wire::client::{MemberInfo, Receipt, Reply, Request, Role, Row};
 use crate::wire::schedule::Outcome;
 use crate::wire::store::Located;
-
-/// What a command printed.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Answer {
-    /// For people.
-    pub text: String,
-    /// For programs (`--json`).
-    pub json: Value,
-}
 
 fn answer(text: impl Into<String>, json: Value) -> Result<Answer, ClientError> {
     Ok(Answer {

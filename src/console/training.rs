@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use super::Answer;
 use super::client::{Client, ClientError};
-use super::run::Answer;
 use super::transfer::{self, Content};
 use crate::types::{Digest, FileName, Version};
 use crate::wire::client::{LocalModel, Reply, Request};

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use dlc::console::client::Client;
 use dlc::console::command::{self, Command};
-use dlc::console::run::{self, Answer};
+use dlc::console::{Answer, run};
 use dlc::models::mnist::{self, Split};
 use harness::Cluster;
 use serde_json::Value;

@@ -74,7 +74,7 @@ sim: ## replays one simulation, SEED=n, or hunts through many, SEEDS=n
 	@$(CARGO) test $(LIGHT) $(if $(PLANT),--features planted) --test sim
 
 # Each is caught by a watcher, mostly within a dozen seeds.
-PLANTS := ack-before-fsync removal-without-agreement task-twice row-twice vote-twice two-tasks-at-once no-repair
+PLANTS := ack-before-fsync removal-without-agreement task-twice row-twice vote-twice read-without-confirmation two-tasks-at-once no-repair
 sim-planted: ## plants known bugs in the simulated cluster; a watcher must catch each within 2,000 seeds
 	@for plant in $(PLANTS); do \
 		echo "planted: $$plant"; \

@@ -16,6 +16,8 @@ pub enum Bug {
     RowTwice,
     /// A candidate counts one vote twice (against P10).
     VoteTwice,
+    /// A leader answers reads without asking whether it still leads (against P4).
+    ReadWithoutConfirmation,
     /// A worker takes a task while it runs one (against P8).
     TwoTasksAtOnce,
     /// The leader does not replace copies that died (against P5).
@@ -30,6 +32,7 @@ impl Bug {
         ("task-twice", Bug::TaskTwice),
         ("row-twice", Bug::RowTwice),
         ("vote-twice", Bug::VoteTwice),
+        ("read-without-confirmation", Bug::ReadWithoutConfirmation),
         ("two-tasks-at-once", Bug::TwoTasksAtOnce),
         ("no-repair", Bug::NoRepair),
     ];

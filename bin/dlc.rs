@@ -2,6 +2,7 @@
 //!
 //! Exit status: 0 done, 1 refused or failed, 2 wrong usage or no such node.
 
+use std::io::Write;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -14,7 +15,7 @@ use dlc::console::{command, run};
 
 /// Runs one command on a running node of the cluster. `dlc help` lists the commands.
 #[derive(Parser)]
-#[command(name = "dlc", disable_help_subcommand = true)]
+#[command(name = "dlc", version, disable_help_subcommand = true)]
 struct Arguments {
     /// The node to ask; default: $DLC_NODE, else the first node found under run/.
     #[arg(long, value_name = "HOST:PORT", env = "DLC_NODE")]
@@ -53,12 +54,17 @@ fn main() -> ExitCode {
         Err(why) => return fail(2, &why),
     };
     match run::run(&mut Client::new(addr), &command) {
-        Ok(answer) if arguments.json => println!("{}", answer.json),
-        Ok(answer) => println!("{}", answer.text),
+        Ok(answer) if arguments.json => say(&answer.json.to_string()),
+        Ok(answer) => say(&answer.text),
         Err(error @ ClientError::NoNode { .. }) => return fail(2, &error.to_string()),
         Err(error) => return fail(1, &error.to_string()),
     }
     ExitCode::SUCCESS
+}
+
+/// Prints an answer. Whoever has closed our stdout (`| head`) wants no more of it.
+fn say(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
 }
 
 fn fail(status: u8, why: &str) -> ExitCode {

@@ -33,12 +33,12 @@ fn run(arguments: &NodeArguments) -> anyhow::Result<()> {
     std::io::stdout().flush()?;
     let running = threads::start(Settings::from(arguments), bound, Box::new(torch))?;
     threads::stop_on_signals(running.stopper())?;
-    let (addr, stopper) = (running.addr(), running.stopper());
+    let (addr, stopper, joining) = (running.addr(), running.stopper(), arguments.join);
     // Not joined at the end: it waits for a line that may never come.
     std::thread::Builder::new()
         .name("console".into())
         .spawn(move || {
-            if stdin::run_stdin(addr) == stdin::End::Interrupted {
+            if stdin::run_stdin(addr, joining) == stdin::End::Interrupted {
                 stopper.stop();
             }
         })?;

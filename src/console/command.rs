@@ -258,7 +258,10 @@ pub fn parse(words: &[String]) -> Result<Option<Command>, UsageError> {
         ("why", [node]) => Command::Why((*node).into()),
         ("stats", []) => Command::Stats,
         ("help", []) => Command::Help(None),
-        ("help", [command]) => Command::Help(Some((*command).into())),
+        ("help", [command]) => {
+            help(Some(command))?;
+            Command::Help(Some((*command).into()))
+        }
         (known, _) if COMMANDS.iter().any(|(command, ..)| *command == known) => {
             return Err(UsageError::Arity(usage(known)));
         }

@@ -15,6 +15,7 @@ use rustyline::{Context, Editor, Helper, Highlighter, Hinter, Validator};
 use super::client::{Client, ClientError};
 use super::command::{self, COMMANDS, Command};
 use super::run;
+use crate::wire::client::Request;
 
 /// How the loop ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,9 +28,14 @@ pub enum End {
     Interrupted,
 }
 
-/// Runs commands on the node at `addr` until stdin ends.
-pub fn run_stdin(addr: SocketAddr) -> End {
+/// Runs commands on the node at `addr` until stdin ends. Where the node is `joining`, the
+/// first command waits until it has joined or has found nobody to join.
+pub fn run_stdin(addr: SocketAddr, joining: bool) -> End {
     let mut client = Client::new(addr);
+    if joining {
+        // Whatever comes of it: the commands say so themselves.
+        let _ = client.request(&Request::Join);
+    }
     if io::stdin().is_terminal() && io::stdout().is_terminal() {
         terminal(&mut client)
     } else {

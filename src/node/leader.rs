@@ -7,6 +7,7 @@
 //! rules of placement, repair, scheduling and voting (their own modules).
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
 
 use super::results::Results;
 use super::state::{Outcome, State};
@@ -26,6 +27,9 @@ use crate::wire::store::{CatalogCommand, ReplicaChange, StoreMessage};
 /// Most commands that are proposed and wait for their answers; further ones are told
 /// to come back.
 const WAITING_MAX: usize = 10_000;
+
+/// How long the death of a member may go unnoticed (P1).
+const NOTICE_TIME: Duration = Duration::from_secs(6);
 
 /// Who is to get an answer: a node, and its number for the command.
 pub type ReplyTo = (Server, u64);
@@ -48,6 +52,8 @@ pub struct Leading {
     load_failures: BTreeMap<NodeId, Vec<(String, Digest, String)>>,
     /// Proposed commands of clients, until they are applied.
     waiting: BTreeMap<RequestId, (Request, Vec<ReplyTo>)>,
+    /// Since when a commit has had fewer copies than the members ask for.
+    short: BTreeMap<RequestId, Time>,
     /// Applied ones, until their entry is durable.
     answers: VecDeque<(Index, ReplyTo, Reply)>,
     durable: Index,
@@ -69,6 +75,7 @@ impl Leading {
             results: Results::default(),
             load_failures: BTreeMap::new(),
             waiting: BTreeMap::new(),
+            short: BTreeMap::new(),
             answers: VecDeque::new(),
             durable: Index(0),
             new_reads: Vec::new(),
@@ -354,6 +361,24 @@ impl Node {
         }
     }
 
+    /// Whether a commit lacks copies that it may soon not need: a target has just died, and
+    /// the membership has not noticed yet. The forwarding node asks again.
+    fn is_premature(&mut self, id: RequestId, request: &Request) -> bool {
+        let (Some(leading), Request::PutCommit { files, .. }) = (&mut self.leading, request) else {
+            return false;
+        };
+        let check = leading.uploads.check_commit(files, &self.view);
+        if !matches!(check, Err(Refusal::TooFewCopies { .. })) {
+            leading.short.remove(&id);
+            return false;
+        }
+        if leading.short.len() >= WAITING_MAX {
+            leading.short.pop_first();
+        }
+        let since = *leading.short.entry(id).or_insert(self.now);
+        self.now.since(since) < NOTICE_TIME
+    }
+
     /// A changing command: proposed unless it already was.
     fn change(&mut self, to: ReplyTo, id: RequestId, request: Request) {
         if let Some((index, outcome)) = self.state.answer(&id).cloned() {
@@ -366,6 +391,9 @@ impl Node {
         if let Some((_, waiters)) = leading.waiting.get_mut(&id) {
             waiters.push(to);
             return;
+        }
+        if self.is_premature(id, &request) {
+            return self.not_leader(to);
         }
         match self.admit(&request) {
             Ok(change) => {
@@ -398,6 +426,9 @@ impl Node {
             // Whether there is such a file is found when the entry is applied, and remembered
             // with the request id: a copy of this request that comes late must not be carried
             // out after its client was refused.
+            Request::Delete { name, .. } if name.is_reserved() => {
+                Err(Refusal::Reserved(name.clone()))
+            }
             Request::Delete { name, .. } => {
                 Ok(Change::Catalog(CatalogCommand::Delete(name.clone())))
             }

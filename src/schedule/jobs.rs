@@ -373,9 +373,15 @@ impl Jobs {
         Some((from..until).filter_map(|input| job.row(input)).collect())
     }
 
-    /// The newest `count` rows, in the order in which they were committed.
+    /// The newest `count` rows, in the order in which they were committed; the last ones of
+    /// the result file once all are there.
     pub fn tail(&self, job: JobId, count: u32) -> Option<Vec<Row>> {
         let job = self.jobs.get(&job)?;
+        if job.rows_complete() {
+            let inputs = job.inputs.len() as u32;
+            let last = inputs.saturating_sub(count)..inputs;
+            return Some(last.filter_map(|input| job.row(input)).collect());
+        }
         let skipped = job.order.len().saturating_sub(count as usize);
         let newest = job.order[skipped..].iter();
         Some(newest.filter_map(|input| job.row(*input)).collect())

@@ -430,7 +430,7 @@ pub enum Refusal {
     },
     /// The name belongs to jobs.
     #[error(
-        "{0:?} is reserved for the result file of a job: choose a name that is not digits and `.csv`"
+        "{0:?} is reserved for the result file of a job: names of digits and `.csv` are neither put nor deleted"
     )]
     Reserved(FileName),
     /// The coordinator does not know this upload (it has changed, or gave it up): start it over.

@@ -264,7 +264,8 @@ pub enum JoinRefusal {
     /// The data directory belongs to another cluster.
     #[error(
         "the data directory belongs to cluster {own:?}, but the introducer serves cluster {served:?}: \
-         use that cluster's introducer, or an empty --data-dir"
+         start an introducer for the members of that cluster; with an empty --data-dir this node would \
+         join the other one and leave its files behind"
     )]
     WrongCluster {
         /// The newcomer's.

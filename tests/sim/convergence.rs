@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use dlc::types::{FileName, JobId, MemberState, REPLICAS, Time, Version};
+use dlc::types::{FileName, JobId, MemberState, REPLICAS, Server, Time, Version};
 use dlc::wire::client::{JobStatus, Reply, Request, Row};
 use dlc::wire::schedule::Outcome;
 
@@ -100,9 +100,14 @@ impl Sim {
                 })
             });
             let copies = safe.count();
-            if copies != wanted || record.replicas.len() != wanted {
+            // A burned disk may stay named beside enough live ones: it counts for nothing.
+            let there = |server: &&Server| {
+                let mut hosts = self.hosts.iter();
+                hosts.any(|host| host.disk.storage == server.storage)
+            };
+            let listed = record.replicas.iter().filter(there).count();
+            if copies != wanted || listed != wanted {
                 let (name, version) = (&record.name, record.version.0);
-                let listed = record.replicas.len();
                 return Some((
                     "P5",
                     format!(

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use dlc::consensus::{Payload, Role};
-use dlc::types::{BlobId, Incarnation, JobId, REPLICAS, Server, Term, Time, View};
+use dlc::types::{BlobId, Incarnation, JobId, Member, REPLICAS, Server, Term, Time, View};
 use dlc::wire::consensus::Content;
 use dlc::wire::peer::{Change, Command, PeerMessage};
 use dlc::wire::schedule::{Assignment, AssignmentId};
@@ -204,6 +204,11 @@ impl Watchers {
         }
     }
 
+    fn a_cut_is_recent(&self, from: Time) -> bool {
+        let recent = |end: &Option<Time>| end.is_none_or(|end| end >= from);
+        self.cuts.iter().any(|(_, end, _)| recent(end))
+    }
+
     /// Loss or delay changed.
     pub fn weather(&mut self, now: Time, fair: bool) {
         self.fair_since = if fair {
@@ -331,18 +336,18 @@ impl Sim {
             .members
             .values()
             .filter(|member| view.server(&member.server()).is_none());
-        let gone: Vec<(HostId, Server)> = gone
-            .filter_map(|member| Some((self.host_at(member.addr)?, member.server())))
+        let gone: Vec<(HostId, Member)> = gone
+            .filter_map(|member| Some((self.host_at(member.addr)?, member.clone())))
             .collect();
-        for (removed, server) in gone {
-            if removed != id && !self.removal_is_excused(id, removed, &server) {
+        for (removed, member) in gone {
+            if removed != id && !self.removal_is_excused(id, removed, &member) {
                 let what = format!("node-{id} dropped node-{removed}, which is live and reachable");
                 return self.violate("P2", what);
             }
         }
     }
 
-    fn removal_is_excused(&self, by: HostId, removed: HostId, server: &Server) -> bool {
+    fn removal_is_excused(&self, by: HostId, removed: HostId, member: &Member) -> bool {
         let from = self.now - EXCUSED;
         let seen = &self.watchers.nodes[removed];
         let host = &self.hosts[removed];
@@ -352,10 +357,15 @@ impl Sim {
         let lives = host.is_active()
             && host
                 .process()
-                .is_some_and(|process| process.server == *server);
+                .is_some_and(|process| process.server == member.server());
+        // While somebody cannot be refuted, who missed the refutation may believe it.
+        let outlived = host
+            .process()
+            .is_some_and(|process| process.membership.me().incarnation > member.incarnation);
         !lives
             || !settled
             || seen.leaving
+            || (outlived && self.watchers.a_cut_is_recent(from))
             || self.watchers.a_cut_explains(from, self.now, by, removed)
     }
 

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use dlc::consensus::{Payload, Role};
-use dlc::types::{BlobId, Incarnation, JobId, Member, REPLICAS, Server, Term, Time, View};
+use dlc::types::{BlobId, Incarnation, Index, JobId, Member, REPLICAS, Server, Term, Time, View};
 use dlc::wire::consensus::Content;
 use dlc::wire::peer::{Change, Command, PeerMessage};
 use dlc::wire::schedule::{Assignment, AssignmentId};
@@ -18,6 +18,7 @@ use dlc::wire::{decode, encode};
 use crate::clients::Content as FileContent;
 use crate::cluster::{Life, Sim};
 use crate::history::PutId;
+use crate::host::Process;
 use crate::network::HostId;
 use crate::workload::HEAL_AT;
 
@@ -262,6 +263,25 @@ fn fold(hash: u64, bytes: &[u8]) -> u64 {
     multiply(folded, bytes.len() as u64)
 }
 
+/// Entries that were applied since the last look, as hashes.
+fn freshly_applied(process: &Process) -> Vec<(u64, u64)> {
+    let applied = process.node.state().applied.0;
+    let mut fresh = Vec::new();
+    for index in process.applied_seen + 1..=applied {
+        let Some(entry) = process.node.consensus().entry(Index(index)) else {
+            break;
+        };
+        let hash = fold(entry.term.0, &[]);
+        let hash = match &entry.payload {
+            Payload::Empty => fold(hash, b"empty"),
+            Payload::Voters(voters) => fold(hash, &encode(voters)),
+            Payload::Command(bytes) => fold(hash, bytes),
+        };
+        fresh.push((index, hash));
+    }
+    fresh
+}
+
 impl Sim {
     /// P1: `id` is about to fail; five seconds later every live member must know.
     pub fn watch_detection(&mut self, id: HostId) {
@@ -435,19 +455,7 @@ impl Sim {
         let consensus = process.node.consensus();
         let (term, leads) = (consensus.term(), consensus.role() == Role::Leader);
         let applied = process.node.state().applied.0;
-        let mut fresh = Vec::new();
-        for index in process.applied_seen + 1..=applied {
-            let Some(entry) = consensus.entry(dlc::types::Index(index)) else {
-                break;
-            };
-            let hash = fold(entry.term.0, &[]);
-            let hash = match &entry.payload {
-                Payload::Empty => fold(hash, b"empty"),
-                Payload::Voters(voters) => fold(hash, &encode(voters)),
-                Payload::Command(bytes) => fold(hash, bytes),
-            };
-            fresh.push((index, hash));
-        }
+        let fresh = freshly_applied(process);
         process.applied_seen = applied;
         process.turns += 1;
         if process.turns.is_multiple_of(CHECK_TURNS) {

@@ -423,12 +423,12 @@ impl Node {
                 leading.uploads.committing(&blobs);
                 Ok(Change::Catalog(CatalogCommand::Put(files.clone())))
             }
-            // Whether there is such a file is found when the entry is applied, and remembered
-            // with the request id: a copy of this request that comes late must not be carried
-            // out after its client was refused.
             Request::Delete { name, .. } if name.is_reserved() => {
                 Err(Refusal::Reserved(name.clone()))
             }
+            // Whether there is such a file is found when the entry is applied, and remembered
+            // with the request id: a copy of this request that comes late must not be carried
+            // out after its client was refused.
             Request::Delete { name, .. } => {
                 Ok(Change::Catalog(CatalogCommand::Delete(name.clone())))
             }

@@ -68,6 +68,25 @@ fn a_job_survives_a_worker_and_the_coordinator() {
 }
 
 #[test]
+fn a_put_right_after_a_death_waits_until_it_is_known() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let mut cluster = Cluster::with_nodes(dir, 3);
+    let leader = cluster.coordinator("n1").unwrap();
+    let mut others = cluster
+        .nodes
+        .keys()
+        .filter(|name| **name != leader)
+        .cloned();
+    let (victim, client) = (others.next().unwrap(), others.next().unwrap());
+    drop(others);
+    std::fs::write(dir.join("in"), "soon").unwrap();
+    cluster.kill(&victim);
+    let receipt = cluster.json(&client, &["put", "in", "file"]);
+    assert_eq!(receipt["replicas"].as_array().unwrap().len(), 2);
+}
+
+#[test]
 fn a_whole_cluster_restarts_on_its_disks() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();

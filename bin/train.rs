@@ -4,10 +4,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use clap::{Parser, Subcommand};
-use dlc::models::engine::wait_passively;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use dlc::models::engine::{device, wait_passively};
+use dlc::models::manifest::canonical;
 use dlc::models::mnist::{self, Split};
-use dlc::models::training::{self, Recipe};
+use dlc::models::training::{evaluate, lenet, resnet50};
+use tch::{Device, Kind};
 
 /// Train and evaluate networks, without a cluster.
 #[derive(Parser)]
@@ -20,33 +22,24 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Task {
     /// Train LeNet on MNIST; a killed run resumes when it is started again
-    Lenet {
-        /// Folder of MNIST's files
-        #[arg(long, default_value = "data/mnist")]
-        data: PathBuf,
-        /// Folder of lenet.toml, where the weights go
-        #[arg(long, default_value = "models")]
-        models: PathBuf,
-        /// Passes over the training images
-        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
-        epochs: u32,
-        /// Source of all randomness
-        #[arg(long, default_value_t = 1)]
-        seed: u64,
-        /// Threads of one operator; the committed weights were made with 1
-        #[arg(long, default_value_t = 1)]
-        threads: usize,
-    },
-    /// Count the MNIST test images that a model classifies correctly
+    Lenet(Lenet),
+    /// Train ResNet-50 on a folder of photographs for each class; a killed run resumes when
+    /// it is started again
+    Resnet50(Resnet50),
+    /// Count what a model says of test images: MNIST's, or the test part of photographs
     Evaluate {
         /// The model's name
         model: String,
-        /// Folder of MNIST's files
-        #[arg(long, default_value = "data/mnist")]
-        data: PathBuf,
+        /// Folder of MNIST's files, or with a folder of photographs for each class
+        /// [default: data/mnist for lenet, data/flowers for others]
+        #[arg(long)]
+        data: Option<PathBuf>,
         /// Folder of the model's manifest and weights
         #[arg(long, default_value = "models")]
         models: PathBuf,
+        /// Where the network runs: auto, cpu or cuda:N
+        #[arg(long, default_value = "auto")]
+        device: String,
         /// Threads of one operator
         #[arg(long, default_value_t = 1)]
         threads: usize,
@@ -61,6 +54,104 @@ enum Task {
     },
 }
 
+#[derive(Args)]
+struct Lenet {
+    /// Folder of MNIST's files
+    #[arg(long, default_value = "data/mnist")]
+    data: PathBuf,
+    /// Folder of lenet.toml, where the weights go
+    #[arg(long, default_value = "models")]
+    models: PathBuf,
+    /// Passes over the training images
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    epochs: u32,
+    /// Source of all randomness
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Threads of one operator; the committed weights were made with 1
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
+}
+
+#[derive(Args)]
+struct Resnet50 {
+    /// Folder with a folder of photographs for each class
+    #[arg(long, default_value = "data/flowers")]
+    data: PathBuf,
+    /// Folder of the model's manifest, where the weights go
+    #[arg(long, default_value = "models")]
+    models: PathBuf,
+    /// The model; its manifest has architecture = "resnet50", and the folders as its labels
+    #[arg(long, default_value = "resnet50")]
+    model: String,
+    /// Weights under torchvision's names (.safetensors) to start from
+    #[arg(long)]
+    from: Option<PathBuf>,
+    /// Passes over the training images
+    #[arg(long, default_value_t = 72, value_parser = clap::value_parser!(u32).range(1..))]
+    epochs: u32,
+    /// Side of the training images in the last epochs, in pixels; smaller ones come before
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(32..=1024))]
+    side: u32,
+    /// Images in a step
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(2..=4096))]
+    batch: u16,
+    /// Largest step size; a tenth of it suits weights to start from
+    #[arg(long, default_value_t = 0.001)]
+    rate: f64,
+    /// Source of all randomness
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Threads of one operator on the CPU
+    #[arg(long, default_value_t = cores())]
+    threads: usize,
+    /// Threads that decode images [default: 1 on the CPU, all cores on a GPU]
+    #[arg(long)]
+    loaders: Option<usize>,
+    /// Where the network is trained: auto, cpu or cuda:N
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// Numbers of the convolutions' inputs
+    #[arg(long, value_enum, default_value_t = Precision::Auto)]
+    precision: Precision,
+}
+
+/// Numbers of the convolutions' inputs.
+#[derive(Clone, Copy, ValueEnum)]
+enum Precision {
+    /// bf16 on a GPU and on processors that have instructions for it, else f32
+    Auto,
+    /// 32 bits
+    F32,
+    /// 16 bits (bfloat16), with weights and sums in 32
+    Bf16,
+}
+
+impl Precision {
+    fn kind(self, device: Device) -> Kind {
+        match self {
+            Precision::F32 => Kind::Float,
+            Precision::Bf16 => Kind::BFloat16,
+            Precision::Auto if device.is_cuda() || has_bf16() => Kind::BFloat16,
+            Precision::Auto => Kind::Float,
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn has_bf16() -> bool {
+    std::arch::is_x86_feature_detected!("avx512bf16")
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn has_bf16() -> bool {
+    false
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
@@ -72,43 +163,38 @@ fn main() -> ExitCode {
 }
 
 fn run() -> anyhow::Result<()> {
-    let started = Instant::now();
     let arguments = Arguments::parse();
-    if let Task::Lenet { threads, .. } | Task::Evaluate { threads, .. } = &arguments.command {
-        // Failing this costs speed only.
-        if let Err(error) = wait_passively(*threads) {
-            eprintln!("threads spin while they wait: cannot start anew: {error}");
-        }
+    let threads = match &arguments.command {
+        Task::Lenet(Lenet { threads, .. })
+        | Task::Resnet50(Resnet50 { threads, .. })
+        | Task::Evaluate { threads, .. } => *threads,
+        Task::Digits { .. } => 1,
+    };
+    // Failing this costs speed only.
+    if let Err(error) = wait_passively(threads) {
+        eprintln!("threads spin while they wait: cannot start anew: {error}");
     }
     match arguments.command {
-        Task::Lenet {
-            data,
-            models,
-            epochs,
-            seed,
-            threads,
-        } => {
-            let recipe = Recipe {
-                data,
-                models,
-                epochs,
-                seed,
-                threads,
-            };
-            let outcome = training::train_lenet(&recipe, |line| println!("{line}"))?;
-            println!("{}: digest {}", outcome.weights.display(), outcome.digest);
-            println!("trained in {:.0} s", started.elapsed().as_secs_f64());
-            print_accuracy("lenet", outcome.right, outcome.total);
-        }
+        Task::Lenet(arguments) => train_lenet(arguments),
+        Task::Resnet50(arguments) => train_resnet50(arguments),
         Task::Evaluate {
             model,
             data,
             models,
+            device: place,
             threads,
         } => {
-            let model = dlc::models::manifest::canonical(&model);
-            let (right, total) = training::evaluate(model, &models, &data, threads)?;
-            print_accuracy(model, right, total);
+            let model = canonical(&model);
+            let data = data.unwrap_or_else(|| match model {
+                "lenet" => "data/mnist".into(),
+                _ => "data/flowers".into(),
+            });
+            let said = evaluate::evaluate(model, &models, &data, device(&place)?, threads)?;
+            let (right, total) = (said.right(), said.total());
+            let percent = 100.0 * right as f64 / total as f64;
+            print!("{}", said.table());
+            println!("{model}: {right} of {total} test images right ({percent:.2} %)");
+            Ok(())
         }
         Task::Digits { output, data } => {
             let digits = mnist::read(&data, Split::Test)?;
@@ -118,12 +204,51 @@ fn run() -> anyhow::Result<()> {
                 output.display(),
                 digits.len()
             );
+            Ok(())
         }
     }
+}
+
+fn train_lenet(arguments: Lenet) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let recipe = lenet::Recipe {
+        data: arguments.data,
+        models: arguments.models,
+        epochs: arguments.epochs,
+        seed: arguments.seed,
+        threads: arguments.threads,
+    };
+    let trained = lenet::train(&recipe, |line| println!("{line}"))?;
+    println!("{}: digest {}", trained.weights.display(), trained.digest);
+    println!("trained in {:.0} s", started.elapsed().as_secs_f64());
     Ok(())
 }
 
-fn print_accuracy(model: &str, right: usize, total: usize) {
-    let percent = 100.0 * right as f64 / total as f64;
-    println!("{model}: {right} of {total} MNIST test images right ({percent:.2} %)");
+fn train_resnet50(arguments: Resnet50) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let device = device(&arguments.device)?;
+    let loaders = match device.is_cuda() {
+        true => cores(),
+        false => 1,
+    };
+    let recipe = resnet50::Recipe {
+        data: arguments.data,
+        models: arguments.models,
+        model: canonical(&arguments.model).into(),
+        from: arguments.from,
+        epochs: arguments.epochs,
+        side: arguments.side,
+        batch: arguments.batch.into(),
+        rate: arguments.rate,
+        seed: arguments.seed,
+        threads: arguments.threads,
+        loaders: arguments.loaders.unwrap_or(loaders),
+        device,
+        precision: arguments.precision.kind(device),
+    };
+    let trained = resnet50::train(&recipe, |line| {
+        println!("{line} ({:.0} s)", started.elapsed().as_secs_f64());
+    })?;
+    println!("{}: digest {}", trained.weights.display(), trained.digest);
+    Ok(())
 }

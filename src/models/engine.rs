@@ -1,8 +1,9 @@
 //! A loaded network: numbers in, labels with confidences out.
 //!
 //! Decides: that weights are what the manifest says before they are used (digest, names,
-//! shapes, finite numbers, number of labels), and that a network is warm and has answered
-//! once before anyone sees it. Leaves to others: decoding images (`prepare`), batching
+//! shapes, finite numbers, number of labels); that a network is warm and has answered
+//! once before anyone sees it; and the way that batches take: the fastest one that gives
+//! the plain network's answers. Leaves to others: decoding images (`prepare`), batching
 //! and threads; an [`Engine`] is owned by one thread at a time.
 
 use std::io;
@@ -11,121 +12,16 @@ use std::process::Command;
 
 use tch::{CModule, Cuda, Device, Kind, Tensor};
 
+use super::error::{ModelError, torch};
+use super::folded::Folded;
+use super::fused::{FusedLeNet, FusedResNet50};
 use super::lenet::LeNet;
 use super::manifest::{Architecture, Input, Manifest};
+use super::packs::{Packs, agree};
 use super::resnet50::ResNet50;
+use super::route::Route;
 use super::weights::{Weights, check_finite};
-use crate::types::Digest;
-
-/// A network that cannot be loaded or that failed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ModelError {
-    /// The bytes are not those that were published or trained.
-    #[error(
-        "model {model}: the weights have digest {found} instead of {wanted}: fetch or train them again"
-    )]
-    Digest {
-        /// The model.
-        model: String,
-        /// Of the bytes at hand.
-        found: String,
-        /// As the manifest or the publisher says.
-        wanted: String,
-    },
-    /// The weights file cannot be read as what it should be.
-    #[error("model {model}: {problem}: fetch or train the weights again")]
-    Weights {
-        /// The model.
-        model: String,
-        /// What is wrong.
-        problem: String,
-    },
-    /// A tensor of the architecture is not in the file.
-    #[error(
-        "model {model}: tensor {tensor} is missing: the weights belong to another architecture"
-    )]
-    MissingTensor {
-        /// The model.
-        model: String,
-        /// The tensor.
-        tensor: String,
-    },
-    /// A tensor in the file is not in the architecture.
-    #[error(
-        "model {model}: tensor {tensor} is unknown: the weights belong to another architecture"
-    )]
-    UnknownTensor {
-        /// The model.
-        model: String,
-        /// The tensor.
-        tensor: String,
-    },
-    /// A tensor has another shape than the architecture wants (-1: any length).
-    #[error(
-        "model {model}: tensor {tensor} has shape {found:?} instead of {wanted:?}: the weights belong to another architecture"
-    )]
-    Shape {
-        /// The model.
-        model: String,
-        /// The tensor.
-        tensor: String,
-        /// In the file.
-        found: Vec<i64>,
-        /// In the architecture.
-        wanted: Vec<i64>,
-    },
-    /// A weight is NaN or infinite.
-    #[error("model {model}: tensor {tensor} holds NaN or infinite numbers: train the model again")]
-    NotFinite {
-        /// The model.
-        model: String,
-        /// The tensor.
-        tensor: String,
-    },
-    /// The manifest names more or fewer labels than the network has outputs.
-    #[error(
-        "model {model}: {labels} labels for {outputs} outputs: correct `labels` in the manifest"
-    )]
-    Labels {
-        /// The model.
-        model: String,
-        /// In the manifest.
-        labels: usize,
-        /// Of the network.
-        outputs: i64,
-    },
-    /// The batch has another length than its count of inputs says.
-    #[error("model {model}: a batch of {numbers} numbers for {count} inputs of {each}")]
-    Batch {
-        /// The model.
-        model: String,
-        /// Numbers given.
-        numbers: usize,
-        /// Inputs promised.
-        count: usize,
-        /// Numbers in one input.
-        each: usize,
-    },
-    /// The network answered NaN or infinity.
-    #[error("model {model}: input {item} of the batch gave no finite answer")]
-    Answer {
-        /// The model.
-        model: String,
-        /// Index in the batch.
-        item: usize,
-    },
-    /// libtorch refused.
-    #[error("model {model}: libtorch: {problem}")]
-    Torch {
-        /// The model.
-        model: String,
-        /// The first line of libtorch's words.
-        problem: String,
-    },
-    /// No such device.
-    #[error("device {0:?}: use auto, cpu, or cuda:N with the number of a GPU that libtorch sees")]
-    Device(String),
-}
+use crate::types::{Digest, Rng};
 
 /// What a network says of one input.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -136,10 +32,18 @@ pub struct Prediction {
     pub confidence: f32,
 }
 
-/// The architectures.
+/// Seed of the batch on which the ways through a network are compared.
+const PROBE_SEED: u64 = 50;
+
+/// A network, in the way that it runs.
 enum Network {
+    /// Packed for batch sizes; on the CPU.
+    Packs(Packs),
+    /// Folded, in half precision on a GPU.
+    Folded(Folded),
     LeNet(LeNet),
     ResNet50(ResNet50),
+    /// The network's own code.
     Script(CModule),
 }
 
@@ -151,6 +55,8 @@ pub struct Engine {
     input: Input,
     device: Device,
     network: Network,
+    /// The way that the last batch took.
+    route: Route,
 }
 
 impl Engine {
@@ -183,17 +89,28 @@ impl Engine {
             }
         }
         use_threads(threads);
-        let engine = Engine {
+        let mut engine = Engine {
             name: manifest.name.clone(),
             digest,
             labels: manifest.labels.len(),
             input: manifest.input,
             device,
-            network: network(manifest, weights, device)?,
+            network: tch::no_grad(|| network(manifest, weights, device))?,
+            route: Route::Plain,
         };
         // Warm, and the number of outputs and the answers' finiteness are checked with it.
         engine.classify(&vec![0.0; engine.input.len()], 1)?;
+        log::info!(
+            "model {}: loaded on {device:?}, {threads} threads, {} operators",
+            engine.name,
+            engine.route.name()
+        );
         Ok(engine)
+    }
+
+    /// The way that the last batch took.
+    pub fn route(&self) -> Route {
+        self.route
     }
 
     /// The model's name.
@@ -212,7 +129,7 @@ impl Engine {
     /// *Shape*: `[count, channels, height, width]` f32.
     /// *Errors*: a batch of another length; an answer that is not finite; whatever
     /// libtorch says of a TorchScript network.
-    pub fn classify(&self, batch: &[f32], count: usize) -> Result<Vec<Prediction>, ModelError> {
+    pub fn classify(&mut self, batch: &[f32], count: usize) -> Result<Vec<Prediction>, ModelError> {
         let each = self.input.len();
         if batch.len() != count * each {
             return Err(ModelError::Batch {
@@ -249,24 +166,27 @@ impl Engine {
         .collect()
     }
 
-    fn logits(&self, batch: &[f32], count: usize) -> Result<Tensor, ModelError> {
-        let failed = |error| torch(&self.name, &error);
-        let Input {
-            channels,
-            height,
-            width,
-            ..
-        } = self.input;
-        let shape = [count as i64, channels.into(), height.into(), width.into()];
+    fn logits(&mut self, batch: &[f32], count: usize) -> Result<Tensor, ModelError> {
+        let name = &self.name;
+        let failed = |error| torch(name, &error);
         let batch = Tensor::f_from_slice(batch)
-            .and_then(|batch| batch.f_view(shape))
+            .and_then(|batch| batch.f_view(shape(&self.input, count)))
             .and_then(|batch| batch.f_to_device(self.device))
             .map_err(failed)?;
-        let logits = match &self.network {
-            Network::LeNet(network) => network.forward(&batch),
-            Network::ResNet50(network) => network.forward(&batch),
-            Network::Script(module) => module.forward_ts(&[batch]).map_err(failed)?,
+        let (logits, route) = match &mut self.network {
+            Network::Packs(packs) => packs.forward(&batch).map_err(failed)?,
+            Network::Folded(network) => {
+                let batch = batch.to_kind(network.weight.kind());
+                (network.forward(&batch), Route::Folded)
+            }
+            Network::LeNet(network) => (network.forward(&batch), Route::Plain),
+            Network::ResNet50(network) => (network.forward(&batch), Route::Plain),
+            Network::Script(module) => {
+                let logits = module.forward_ts(&[batch]).map_err(failed)?;
+                (logits, Route::Script)
+            }
         };
+        self.route = route;
         logits
             .f_to_device(Device::Cpu)
             .and_then(|logits| logits.f_to_kind(Kind::Float))
@@ -275,18 +195,42 @@ impl Engine {
     }
 }
 
-/// The network that `manifest` describes, without having run it.
+/// Shape of a batch of `count` inputs.
+fn shape(input: &Input, count: usize) -> [i64; 4] {
+    let Input {
+        channels,
+        height,
+        width,
+        ..
+    } = *input;
+    [count as i64, channels.into(), height.into(), width.into()]
+}
+
+/// The network that `manifest` describes, in the fastest way that gives the answers of
+/// the plain one.
 fn network(manifest: &Manifest, bytes: &[u8], device: Device) -> Result<Network, ModelError> {
     let model = &manifest.name;
+    let weights = || Weights::from_safetensors(model, bytes);
     Ok(match manifest.architecture {
-        Architecture::Lenet => Network::LeNet(LeNet::load(
-            Weights::from_safetensors(model, bytes)?,
-            device,
-        )?),
-        Architecture::Resnet50 => Network::ResNet50(ResNet50::load(
-            Weights::from_safetensors(model, bytes)?,
-            device,
-        )?),
+        Architecture::Lenet => {
+            let plain = LeNet::load(weights()?, device)?;
+            if device.is_cuda() {
+                return Ok(Network::LeNet(plain));
+            }
+            let probe = probe(manifest);
+            let expected = plain.forward(&probe);
+            let fused = FusedLeNet::new(LeNet::load(weights()?, device)?);
+            match Packs::new(Box::new(fused), &probe, &expected) {
+                Ok(packs) => Network::Packs(packs),
+                Err(error) => {
+                    log::warn!("{}: it runs operator by operator", torch(model, &error));
+                    Network::LeNet(plain)
+                }
+            }
+        }
+        Architecture::Resnet50 => {
+            fastest(manifest, ResNet50::load(weights()?, Device::Cpu)?, device)
+        }
         Architecture::Torchscript => {
             let failed = |error| torch(model, &error);
             let mut module = CModule::load_data_on_device(&mut io::Cursor::new(bytes), device)
@@ -300,17 +244,38 @@ fn network(manifest: &Manifest, bytes: &[u8], device: Device) -> Result<Network,
     })
 }
 
-/// libtorch's error for people: its first line, without the C++ stack under it.
-fn torch(model: &str, error: &tch::TchError) -> ModelError {
-    let words = error.to_string();
-    let line = words
-        .lines()
-        .find(|line| !line.trim().is_empty())
-        .unwrap_or("unknown error");
-    ModelError::Torch {
-        model: model.into(),
-        problem: line.trim().chars().take(300).collect(),
+/// The fastest way through ResNet-50 that gives the answers of the plain one.
+fn fastest(manifest: &Manifest, plain: ResNet50, device: Device) -> Network {
+    let model = &manifest.name;
+    let probe = probe(manifest);
+    let expected = plain.forward(&probe);
+    let folded = plain.fold();
+    if !agree(&folded.forward(&probe), &expected) {
+        log::warn!("model {model}: its batch norms cannot be folded: it runs operator by operator");
+        return Network::ResNet50(plain.on(device));
     }
+    drop(plain);
+    if device.is_cuda() {
+        return Network::Folded(folded.converted(device, Kind::Half));
+    }
+    let unfused = folded.converted(device, Kind::Float);
+    let packs =
+        FusedResNet50::new(folded).and_then(|fused| Packs::new(Box::new(fused), &probe, &expected));
+    match packs {
+        Ok(packs) => Network::Packs(packs),
+        Err(error) => {
+            log::warn!("{}: it runs without fused operators", torch(model, &error));
+            Network::Folded(unfused)
+        }
+    }
+}
+
+/// One input of random numbers such as normalised pixels have.
+fn probe(manifest: &Manifest) -> Tensor {
+    let mut rng = Rng::new(PROBE_SEED);
+    let mut number = || (rng.next_u64() >> 40) as f32 / (1u64 << 22) as f32 - 2.0;
+    let numbers: Vec<f32> = (0..manifest.input.len()).map(|_| number()).collect();
+    Tensor::from_slice(&numbers).view(shape(&manifest.input, 1))
 }
 
 /// The label with the largest logit (the first of equal ones) and its softmax; none
@@ -339,7 +304,13 @@ pub fn device(text: &str) -> Result<Device, ModelError> {
     let unknown = || ModelError::Device(text.into());
     match text {
         "cpu" => Ok(Device::Cpu),
-        "auto" => Ok(Device::cuda_if_available()),
+        "auto" => {
+            let device = Device::cuda_if_available();
+            if !device.is_cuda() {
+                log::info!("no GPU that this libtorch can use: networks run on the CPU");
+            }
+            Ok(device)
+        }
         _ => {
             let number = text.strip_prefix("cuda:").ok_or_else(unknown)?;
             let number: usize = number.parse().map_err(|_| unknown())?;

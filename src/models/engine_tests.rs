@@ -41,8 +41,8 @@ fn refusal(manifest: &Manifest, bytes: &[u8]) -> String {
 
 #[test]
 fn the_largest_logit_wins_with_its_softmax() {
-    let bytes = to_safetensors(&lenet_tensors(), None);
-    let engine = load(&lenet_manifest(), &bytes).expect("valid");
+    let bytes = to_safetensors(&lenet_tensors(), Kind::Float, None);
+    let mut engine = load(&lenet_manifest(), &bytes).expect("valid");
     assert_eq!(engine.name(), "net");
     assert_eq!(engine.digest(), Digest::of(&bytes));
     let predictions = engine.classify(&vec![0.5; 3 * 784], 3).expect("classified");
@@ -58,8 +58,8 @@ fn the_largest_logit_wins_with_its_softmax() {
 #[test]
 fn an_engine_can_be_owned_by_a_thread() {
     fn sent<T: Send>(_: &T) {}
-    let bytes = to_safetensors(&lenet_tensors(), None);
-    let engine = load(&lenet_manifest(), &bytes).expect("valid");
+    let bytes = to_safetensors(&lenet_tensors(), Kind::Float, None);
+    let mut engine = load(&lenet_manifest(), &bytes).expect("valid");
     sent(&engine);
     let answer = std::thread::spawn(move || engine.classify(&[0.0; 784], 1));
     assert_eq!(
@@ -70,8 +70,8 @@ fn an_engine_can_be_owned_by_a_thread() {
 
 #[test]
 fn a_batch_of_the_wrong_length_is_refused() {
-    let bytes = to_safetensors(&lenet_tensors(), None);
-    let engine = load(&lenet_manifest(), &bytes).expect("valid");
+    let bytes = to_safetensors(&lenet_tensors(), Kind::Float, None);
+    let mut engine = load(&lenet_manifest(), &bytes).expect("valid");
     let error = engine
         .classify(&[0.0; 783], 1)
         .expect_err("one number short");
@@ -83,7 +83,7 @@ fn a_batch_of_the_wrong_length_is_refused() {
 
 #[test]
 fn other_bytes_than_the_digest_says_are_refused() {
-    let bytes = to_safetensors(&lenet_tensors(), None);
+    let bytes = to_safetensors(&lenet_tensors(), Kind::Float, None);
     let published = Digest::of(b"other");
     let Err(error) = Engine::load(&lenet_manifest(), &bytes, published, Device::Cpu, 1) else {
         panic!("another digest was published")
@@ -99,7 +99,7 @@ fn other_bytes_than_the_digest_says_are_refused() {
 
 #[test]
 fn a_wrong_number_of_labels_is_refused() {
-    let bytes = to_safetensors(&lenet_tensors(), None);
+    let bytes = to_safetensors(&lenet_tensors(), Kind::Float, None);
     let mut manifest = lenet_manifest();
     manifest.labels.pop();
     let text = refusal(&manifest, &bytes);
@@ -108,8 +108,8 @@ fn a_wrong_number_of_labels_is_refused() {
 
 #[test]
 fn an_answer_that_is_not_finite_is_refused() {
-    let bytes = to_safetensors(&lenet_tensors(), None);
-    let engine = load(&lenet_manifest(), &bytes).expect("valid");
+    let bytes = to_safetensors(&lenet_tensors(), Kind::Float, None);
+    let mut engine = load(&lenet_manifest(), &bytes).expect("valid");
     let mut batch = vec![0.0; 2 * 784];
     batch[784..].fill(f32::NAN);
     let error = engine.classify(&batch, 2).expect_err("NaN went in");
@@ -134,8 +134,8 @@ fn a_random_resnet_is_served() {
     let input = &mut manifest.input;
     (input.height, input.width) = (64, 64);
     let tensors = crate::models::resnet50::tests::random_tensors(5);
-    let bytes = to_safetensors(&tensors, None);
-    let engine = load(&manifest, &bytes).expect("valid");
+    let bytes = to_safetensors(&tensors, Kind::Float, None);
+    let mut engine = load(&manifest, &bytes).expect("valid");
     let batch = vec![0.1; 2 * 3 * 64 * 64];
     assert_eq!(engine.classify(&batch, 2).expect("classified").len(), 2);
     manifest.labels.push("more".into());
@@ -161,7 +161,7 @@ fn a_torchscript_network_is_served() {
          input = { channels = 1, height = 4, width = 4 }\nmean = [0.0]\nstd = [1.0]\n\
          labels = [\"a\", \"b\", \"c\", \"d\"]\n";
     let bytes = torchscript();
-    let engine = load(&manifest(text), &bytes).expect("valid");
+    let mut engine = load(&manifest(text), &bytes).expect("valid");
     let mut batch = [0.0; 32];
     batch[2] = 1.0; // image 0, column 2
     batch[16 + 5] = 1.0; // image 1, column 1
@@ -184,4 +184,77 @@ fn devices_are_parsed() {
         let error = device(text).expect_err(text).to_string();
         assert!(error.contains("auto, cpu"), "{error}");
     }
+}
+
+/// Logits of `count` random inputs, on the way that the engine takes now and by the plain
+/// network; and that way.
+fn both_ways(engine: &mut Engine, plain: impl Fn(&Tensor) -> Tensor, count: usize) -> (f64, Route) {
+    let mut rng = Rng::new(count as u64);
+    let mut number = || (rng.next_u64() >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
+    let batch: Vec<f32> = (0..count * engine.input.len()).map(|_| number()).collect();
+    tch::no_grad(|| {
+        let found = engine.logits(&batch, count).expect("logits");
+        let expected = plain(&Tensor::from_slice(&batch).view(shape(&engine.input, count)));
+        assert_eq!(found.size(), expected.size());
+        let largest = expected.abs().max().double_value(&[]);
+        let difference = (found - expected).abs().max().double_value(&[]);
+        (difference / largest, engine.route())
+    })
+}
+
+/// The ways of batches of these sizes, one after the other, each with the answers of the
+/// plain network.
+fn routes(engine: &mut Engine, plain: impl Fn(&Tensor) -> Tensor, counts: &[usize]) -> Vec<Route> {
+    let route = |count: &usize| {
+        let (difference, route) = both_ways(engine, &plain, *count);
+        assert!(
+            difference < 1e-4,
+            "batch of {count}, {route:?}: {difference:.1e}"
+        );
+        route
+    };
+    counts.iter().map(route).collect()
+}
+
+#[test]
+fn every_way_through_resnet_gives_the_plain_networks_answers() {
+    let mut manifest = manifest(include_str!("../../models/resnet50.toml"));
+    manifest.digest = None;
+    (manifest.input.height, manifest.input.width) = (96, 64);
+    let tensors = crate::models::resnet50::tests::random_tensors(5);
+    let bytes = to_safetensors(&tensors, Kind::Float, None);
+    let mut engine = load(&manifest, &bytes).expect("valid");
+    assert_eq!(engine.route(), Route::Fused, "the warm-up");
+    let weights = Weights::from_safetensors("resnet50", &bytes).expect("valid");
+    let plain = ResNet50::load(weights, Device::Cpu).expect("valid");
+    let found = routes(
+        &mut engine,
+        |batch| plain.forward(batch),
+        &[1, 5, 5, 5, 4, 3, 1],
+    );
+    // Five: new, packed, used; four is padded to five; three is new; one is packed at start.
+    let [fused, folded] = [Route::Fused, Route::Folded];
+    assert_eq!(found, [fused, folded, folded, fused, fused, folded, fused]);
+}
+
+#[test]
+fn every_way_through_lenet_gives_the_plain_networks_answers() {
+    let tensors: Vec<(String, Tensor)> = TENSORS
+        .iter()
+        .map(|(name, shape)| {
+            let tensor = Tensor::randn(*shape, (Kind::Float, Device::Cpu)) * 0.2;
+            (name.to_string(), tensor)
+        })
+        .collect();
+    let bytes = to_safetensors(&tensors, Kind::Float, None);
+    let mut engine = load(&lenet_manifest(), &bytes).expect("valid");
+    let weights = Weights::from_safetensors("net", &bytes).expect("valid");
+    let plain = LeNet::load(weights, Device::Cpu).expect("valid");
+    let found = routes(
+        &mut engine,
+        |batch| plain.forward(batch),
+        &[1, 32, 32, 32, 31, 7],
+    );
+    let [fused, ordinary] = [Route::Fused, Route::Plain];
+    assert_eq!(found, [fused, ordinary, ordinary, fused, fused, ordinary]);
 }

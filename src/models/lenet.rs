@@ -10,7 +10,7 @@
 
 use tch::{Device, Tensor};
 
-use super::engine::ModelError;
+use super::error::ModelError;
 use super::weights::Weights;
 
 /// Output classes.
@@ -53,6 +53,11 @@ impl LeNet {
         LeNet { tensors }
     }
 
+    /// The tensors, in the order of [`TENSORS`].
+    pub fn tensors(&self) -> &[Tensor; 10] {
+        &self.tensors
+    }
+
     /// Logits of a batch.
     ///
     /// *Shape*: `[n, 1, 28, 28]` f32 to `[n, 10]` f32.
@@ -91,7 +96,7 @@ mod tests {
     }
 
     fn load(tensors: &[(String, Tensor)]) -> Result<LeNet, ModelError> {
-        let bytes = to_safetensors(tensors, None);
+        let bytes = to_safetensors(tensors, Kind::Float, None);
         LeNet::load(Weights::from_safetensors("lenet", &bytes)?, Device::Cpu)
     }
 
@@ -177,7 +182,7 @@ mod tests {
             Tensor::zeros([1], (Kind::Float, Device::Cpu)),
         ));
         assert!(refusal(&unknown).contains("fc4.bias"));
-        let bytes = to_safetensors(&tensors(0.0), None);
+        let bytes = to_safetensors(&tensors(0.0), Kind::Float, None);
         let truncated = Weights::from_safetensors("lenet", &bytes[..bytes.len() - 1]);
         assert!(truncated.is_err());
         assert!(Weights::from_safetensors("lenet", b"").is_err());

@@ -5,16 +5,27 @@
 //! others exist only with the feature `torch`. Deliberately not here: threads,
 //! publishing models in the cluster, and the result files of jobs.
 
+pub mod error;
 pub mod manifest;
 pub mod mnist;
+pub mod photographs;
 pub mod prepare;
+pub mod route;
 
 #[cfg(feature = "torch")]
 pub mod engine;
 #[cfg(feature = "torch")]
+mod folded;
+#[cfg(feature = "torch")]
+mod fused;
+#[cfg(feature = "torch")]
 pub mod lenet;
 #[cfg(feature = "torch")]
+mod packs;
+#[cfg(feature = "torch")]
 pub mod resnet50;
+#[cfg(feature = "torch")]
+mod script;
 #[cfg(feature = "torch")]
 pub mod training;
 #[cfg(feature = "torch")]

@@ -87,7 +87,9 @@ pub fn normalise(pixels: &[u8], mean: &[f32], std: &[f32]) -> Vec<f32> {
 }
 
 /// Decodes a PNG or JPEG file whose announced size is within the bounds.
-fn decode(bytes: &[u8]) -> Result<DynamicImage, ImageError> {
+///
+/// *Errors*: [`ImageError`]; memory stays bounded whatever the bytes are.
+pub fn decode(bytes: &[u8]) -> Result<DynamicImage, ImageError> {
     if bytes.is_empty() {
         return Err(ImageError::Empty);
     }

@@ -2,14 +2,16 @@
 //!
 //! Decides: the layers, their order and their names, so that torchvision's weights drop
 //! in unchanged. This is the plain network, operator by operator, that any faster route
-//! must agree with. Leaves to others: fused operators, training, weights.
+//! must agree with, and the one that is trained. Leaves to others: fused operators
+//! (`fused`), recipes of training, weights.
 //!
 //! *Source*: He et al., "Deep Residual Learning for Image Recognition", 2015, table 1;
 //! torchvision's `resnet50` (version 1.5 of the network).
 
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
-use super::engine::ModelError;
+use super::error::ModelError;
+use super::folded::{Bottleneck, Convolution, Folded, channels_last};
 use super::weights::Weights;
 
 /// Blocks in each of the four stages.
@@ -20,6 +22,8 @@ const WIDTH: i64 = 64;
 const EXPANSION: i64 = 4;
 /// Added to the variance in batch norms.
 const EPSILON: f64 = 1e-5;
+/// Share of the stored statistics that a batch replaces in training.
+const FOLLOWING: f64 = 0.1;
 
 /// A convolution without bias and the batch norm after it.
 struct Layer {
@@ -75,20 +79,46 @@ impl Layer {
         })
     }
 
-    fn forward(&self, batch: &Tensor) -> Tensor {
+    /// `training`: norms by the batch's own statistics, which the stored ones follow.
+    fn forward(&self, batch: &Tensor, training: bool) -> Tensor {
         let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
+        let weight = self.weight.to_kind(batch.kind());
         batch
-            .conv2d(&self.weight, None::<&Tensor>, stride, padding, [1, 1], 1)
+            .conv2d(&weight, None::<&Tensor>, stride, padding, [1, 1], 1)
             .batch_norm(
                 Some(&self.scale),
                 Some(&self.shift),
                 Some(&self.mean),
                 Some(&self.variance),
-                false,
-                0.1,
+                training,
+                FOLLOWING,
                 EPSILON,
                 true,
             )
+    }
+}
+
+impl Layer {
+    fn on(&self, device: Device) -> Layer {
+        Layer {
+            weight: self.weight.to_device(device),
+            scale: self.scale.to_device(device),
+            shift: self.shift.to_device(device),
+            mean: self.mean.to_device(device),
+            variance: self.variance.to_device(device),
+            ..*self
+        }
+    }
+
+    /// The convolution that does the batch norm too.
+    fn fold(&self) -> Convolution {
+        let factor = &self.scale / (&self.variance + EPSILON).sqrt();
+        Convolution {
+            weight: channels_last(&(&self.weight * factor.view([-1, 1, 1, 1]))),
+            bias: &self.shift - &self.mean * &factor,
+            stride: self.stride,
+            padding: self.padding,
+        }
     }
 }
 
@@ -99,11 +129,13 @@ struct Block {
 }
 
 impl Block {
-    fn forward(&self, batch: &Tensor) -> Tensor {
+    fn forward(&self, batch: &Tensor, training: bool) -> Tensor {
         let [reduce, spatial, expand] = &self.layers;
-        let inner = expand.forward(&spatial.forward(&reduce.forward(batch).relu()).relu());
+        let inner = reduce.forward(batch, training).relu();
+        let inner = spatial.forward(&inner, training).relu();
+        let inner = expand.forward(&inner, training);
         match &self.shortcut {
-            Some(shortcut) => (inner + shortcut.forward(batch)).relu(),
+            Some(shortcut) => (inner + shortcut.forward(batch, training)).relu(),
             None => (inner + batch).relu(),
         }
     }
@@ -204,69 +236,109 @@ impl ResNet50 {
         })
     }
 
+    /// The same network on another device.
+    pub(super) fn on(&self, device: Device) -> ResNet50 {
+        let layer = |layer: &Layer| layer.on(device);
+        let blocks = self.blocks.iter().map(|block| Block {
+            layers: block.layers.each_ref().map(layer),
+            shortcut: block.shortcut.as_ref().map(layer),
+        });
+        ResNet50 {
+            stem: self.stem.on(device),
+            blocks: blocks.collect(),
+            weight: self.weight.to_device(device),
+            bias: self.bias.to_device(device),
+        }
+    }
+
+    /// The same network with its batch norms folded into its convolutions.
+    pub(super) fn fold(&self) -> Folded {
+        let blocks = self.blocks.iter().map(|block| Bottleneck {
+            layers: block.layers.each_ref().map(Layer::fold),
+            shortcut: block.shortcut.as_ref().map(Layer::fold),
+        });
+        Folded {
+            stem: self.stem.fold(),
+            blocks: blocks.collect(),
+            weight: self.weight.shallow_clone(),
+            bias: self.bias.shallow_clone(),
+        }
+    }
+
     /// Logits of a batch.
     ///
     /// *Shape*: `[n, 3, h, w]` f32 to `[n, classes]` f32.
     pub fn forward(&self, batch: &Tensor) -> Tensor {
-        let stem = self.stem.forward(batch).relu();
+        self.run(batch, false)
+    }
+
+    /// Logits of a batch that is learnt from: norms by the batch's own statistics, which
+    /// the stored ones follow.
+    ///
+    /// *Shape*: `[n, 3, h, w]`, f32 or bf16, to `[n, classes]` f32.
+    pub fn forward_training(&self, batch: &Tensor) -> Tensor {
+        self.run(batch, true)
+    }
+
+    fn run(&self, batch: &Tensor, training: bool) -> Tensor {
+        let stem = self.stem.forward(batch, training).relu();
         let mut maps = stem.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false);
         for block in &self.blocks {
-            maps = block.forward(&maps);
+            maps = block.forward(&maps, training);
         }
-        maps.mean_dim([2i64, 3].as_slice(), false, None)
+        maps.mean_dim([2i64, 3].as_slice(), false, Kind::Float)
             .linear(&self.weight, Some(&self.bias))
     }
+}
+
+/// Names and shapes of all tensors of a network with `classes` outputs.
+pub fn tensor_shapes(classes: i64) -> Vec<(String, Vec<i64>)> {
+    let mut shapes = Vec::new();
+    let mut layer = |shape: &LayerShape| {
+        let LayerShape { conv, norm, .. } = shape;
+        let kernel = vec![shape.outputs, shape.inputs, shape.kernel, shape.kernel];
+        shapes.push((format!("{conv}.weight"), kernel));
+        for tensor in ["weight", "bias", "running_mean", "running_var"] {
+            shapes.push((format!("{norm}.{tensor}"), vec![shape.outputs]));
+        }
+    };
+    let (stem, blocks) = layer_shapes();
+    layer(&stem);
+    for BlockShape { layers, shortcut } in &blocks {
+        layers.iter().chain(shortcut).for_each(&mut layer);
+    }
+    shapes.push(("fc.weight".into(), vec![classes, FEATURES]));
+    shapes.push(("fc.bias".into(), vec![classes]));
+    shapes
 }
 
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
     use crate::models::weights::to_safetensors;
-    use tch::Kind;
 
     /// Random tensors of a ResNet-50 with `classes` outputs, drawn so that the numbers
     /// stay in range through all layers.
     pub(crate) fn random_tensors(classes: i64) -> Vec<(String, Tensor)> {
         tch::manual_seed(5);
         let options = (Kind::Float, Device::Cpu);
-        let mut tensors = Vec::new();
-        let mut layer = |shape: &LayerShape| {
-            let LayerShape {
-                conv,
-                norm,
-                outputs,
-                inputs,
-                kernel,
-                ..
-            } = shape;
-            let fan_in = (inputs * kernel * kernel) as f64;
-            let weight = Tensor::randn([*outputs, *inputs, *kernel, *kernel], options);
-            tensors.push((format!("{conv}.weight"), weight * (2.0 / fan_in).sqrt()));
-            tensors.push((
-                format!("{norm}.weight"),
-                Tensor::ones([*outputs], options) * 0.5,
-            ));
-            tensors.push((format!("{norm}.bias"), Tensor::zeros([*outputs], options)));
-            tensors.push((
-                format!("{norm}.running_mean"),
-                Tensor::zeros([*outputs], options),
-            ));
-            tensors.push((
-                format!("{norm}.running_var"),
-                Tensor::ones([*outputs], options),
-            ));
+        let draw = |name: &str, shape: &[i64]| match shape {
+            [_, inputs, kernel, _] => {
+                let fan_in = (inputs * kernel * kernel) as f64;
+                Tensor::randn(shape, options) * (2.0 / fan_in).sqrt()
+            }
+            [_, _] => Tensor::randn(shape, options) * 0.02,
+            _ if name.ends_with(".weight") => Tensor::full(shape, 0.5, options),
+            _ if name.ends_with("running_var") => Tensor::ones(shape, options),
+            _ => Tensor::zeros(shape, options),
         };
-        let (stem, blocks) = layer_shapes();
-        layer(&stem);
-        for BlockShape { layers, shortcut } in &blocks {
-            layers.iter().chain(shortcut).for_each(&mut layer);
-        }
-        tensors.push((
-            "fc.weight".into(),
-            Tensor::randn([classes, FEATURES], options) * 0.02,
-        ));
-        tensors.push(("fc.bias".into(), Tensor::zeros([classes], options)));
-        tensors
+        let shapes = tensor_shapes(classes).into_iter();
+        shapes
+            .map(|(name, shape)| {
+                let tensor = draw(&name, &shape);
+                (name, tensor)
+            })
+            .collect()
     }
 
     #[test]
@@ -296,11 +368,11 @@ pub(super) mod tests {
             "bn1.num_batches_tracked".into(),
             Tensor::zeros([1], (Kind::Float, Device::Cpu)),
         ));
-        let bytes = to_safetensors(&tensors, None);
+        let bytes = to_safetensors(&tensors, Kind::Float, None);
         let weights = Weights::from_safetensors("resnet50", &bytes).expect("valid file");
         let network = ResNet50::load(weights, Device::Cpu).expect("valid weights");
         let batch = Tensor::randn([2, 3, 64, 64], (Kind::Float, Device::Cpu));
-        let stem = network.stem.forward(&batch);
+        let stem = network.stem.forward(&batch, false);
         assert_eq!(stem.size(), [2, 64, 32, 32]);
         let logits = tch::no_grad(|| network.forward(&batch));
         assert_eq!(logits.size(), [2, 5]);
@@ -318,7 +390,7 @@ pub(super) mod tests {
     fn a_missing_block_is_named() {
         let mut tensors = random_tensors(5);
         tensors.retain(|(name, _)| name != "layer3.5.bn2.running_mean");
-        let bytes = to_safetensors(&tensors, None);
+        let bytes = to_safetensors(&tensors, Kind::Float, None);
         let weights = Weights::from_safetensors("resnet50", &bytes).expect("valid file");
         let Err(error) = ResNet50::load(weights, Device::Cpu) else {
             panic!("a tensor is missing")

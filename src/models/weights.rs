@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use tch::{Device, Kind, Tensor};
 
-use super::engine::ModelError;
+use super::error::ModelError;
 
 /// Suffix of counters that torchvision stores beside batch norms and inference ignores.
 const IGNORED_SUFFIX: &str = ".num_batches_tracked";
@@ -58,9 +58,27 @@ impl Weights {
         })
     }
 
+    /// Tensors that are already in memory, as weights of `model`.
+    pub fn from_tensors(model: &str, tensors: Vec<(String, Tensor)>) -> Weights {
+        Weights {
+            model: model.into(),
+            tensors: tensors.into_iter().collect(),
+        }
+    }
+
     /// The model that the weights belong to, for errors.
     pub fn model(&self) -> &str {
         &self.model
+    }
+
+    /// The shape of the tensor `name`, where it is there and was not taken.
+    pub fn shape(&self, name: &str) -> Option<Vec<i64>> {
+        self.tensors.get(name).map(Tensor::size)
+    }
+
+    /// Leaves the tensor `name` unused, on purpose.
+    pub fn discard(&mut self, name: &str) {
+        self.tensors.remove(name);
     }
 
     /// The tensor `name`, which must have `shape`, where -1 stands for any length.
@@ -117,32 +135,36 @@ pub(super) fn check_finite(model: &str, name: &str, tensor: &Tensor) -> Result<(
     })
 }
 
-/// The tensors as a safetensors file of 32-bit floats, with `note` (its name and text) in
-/// the header. The same tensors and note give the same bytes.
-pub fn to_safetensors(tensors: &[(String, Tensor)], note: Option<(&str, String)>) -> Vec<u8> {
-    let data: Vec<(Dtype, Vec<usize>, Vec<u8>)> = tensors
+/// The tensors as a safetensors file of 32-bit (`Kind::Float`) or 16-bit (`Kind::Half`)
+/// floats, with `note` (its name and text) in the header. The same tensors and note give
+/// the same bytes.
+///
+/// *Panics* for other kinds.
+pub fn to_safetensors(
+    tensors: &[(String, Tensor)],
+    kind: Kind,
+    note: Option<(&str, String)>,
+) -> Vec<u8> {
+    let (dtype, width) = match kind {
+        Kind::Float => (Dtype::F32, 4),
+        Kind::Half => (Dtype::F16, 2),
+        other => panic!("weights are not written as {other:?}"),
+    };
+    let data: Vec<(Vec<usize>, Vec<u8>)> = tensors
         .iter()
         .map(|(_, tensor)| {
-            let tensor = tensor
-                .to_device(Device::Cpu)
-                .to_kind(Kind::Float)
-                .contiguous();
+            let tensor = tensor.to_device(Device::Cpu).to_kind(kind).contiguous();
             let shape = tensor.size().iter().map(|side| *side as usize).collect();
-            let mut numbers = vec![0f32; tensor.numel()];
-            let length = numbers.len();
-            tensor.copy_data(&mut numbers, length);
-            let bytes = numbers
-                .iter()
-                .flat_map(|number| number.to_le_bytes())
-                .collect();
-            (Dtype::F32, shape, bytes)
+            let mut bytes = vec![0; tensor.numel() * width];
+            tensor.copy_data_u8(&mut bytes, tensor.numel());
+            (shape, bytes)
         })
         .collect();
     let views = tensors
         .iter()
         .zip(&data)
-        .map(|((name, _), (dtype, shape, bytes))| {
-            let view = TensorView::new(*dtype, shape.clone(), bytes);
+        .map(|((name, _), (shape, bytes))| {
+            let view = TensorView::new(dtype, shape.clone(), bytes);
             (
                 name.as_str(),
                 view.expect("as many bytes as the shape says"),

@@ -61,6 +61,14 @@ counters! {
     uploads_refused,
     /// Copies that failed their check.
     blobs_corrupt,
+    /// Batches that went through fused operators, on weights packed for their size.
+    batches_fused,
+    /// Batches that went through folded networks: sizes seen for the first time, GPUs.
+    batches_folded,
+    /// Batches that went through networks operator by operator.
+    batches_plain,
+    /// Batches that went through TorchScript networks.
+    batches_script,
     /// Orders from the core that a full queue did not take; refused to the core.
     orders_refused,
 }

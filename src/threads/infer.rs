@@ -9,8 +9,11 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
 
+use super::Shared;
+use super::counters::count;
 use super::crew::Crew;
 use crate::models::manifest::Manifest;
+use crate::models::route::Route;
 use crate::node::io::Input;
 use crate::types::Digest;
 use crate::wire::schedule::{AssignmentId, Outcome};
@@ -34,7 +37,10 @@ pub trait Network {
     /// Label number and confidence of each of the `count` inputs in `numbers`.
     ///
     /// *Shape*: `[count, channels, height, width]` f32.
-    fn classify(&self, numbers: &[f32], count: usize) -> Result<Vec<(u32, f32)>, String>;
+    fn classify(&mut self, numbers: &[f32], count: usize) -> Result<Vec<(u32, f32)>, String>;
+
+    /// The way through the network that the last batch took.
+    fn route(&self) -> Route;
 }
 
 /// What the thread does.
@@ -76,6 +82,7 @@ pub(super) fn run(
     mut classifier: Box<dyn Classifier>,
     work: Receiver<Work>,
     results: Sender<Input>,
+    shared: &Shared,
 ) -> Result<(), String> {
     Crew::give_way();
     let mut networks: BTreeMap<(String, Digest), Loaded> = BTreeMap::new();
@@ -113,7 +120,9 @@ pub(super) fn run(
                 let answers = match networks.get_mut(&model) {
                     Some(loaded) => {
                         loaded.used = turn;
-                        classify(loaded, &numbers, indices.len())
+                        let answers = classify(loaded, &numbers, indices.len());
+                        count_route(shared, loaded.network.route());
+                        answers
                     }
                     None => Err(format!("model {} is not loaded on this node", model.0)),
                 };
@@ -137,7 +146,18 @@ fn forget_oldest(networks: &mut BTreeMap<(String, Digest), Loaded>) {
     }
 }
 
-fn classify(loaded: &Loaded, numbers: &[f32], count: usize) -> Result<Vec<Outcome>, String> {
+/// For `stats`.
+fn count_route(shared: &Shared, route: Route) {
+    let counters = &shared.counters;
+    count(match route {
+        Route::Fused => &counters.batches_fused,
+        Route::Folded => &counters.batches_folded,
+        Route::Plain => &counters.batches_plain,
+        Route::Script => &counters.batches_script,
+    });
+}
+
+fn classify(loaded: &mut Loaded, numbers: &[f32], count: usize) -> Result<Vec<Outcome>, String> {
     let answers = loaded.network.classify(numbers, count)?;
     if answers.len() != count {
         return Err(format!("{} answers to {count} inputs", answers.len()));
@@ -177,6 +197,7 @@ pub mod torch {
     use super::{Classifier, Network};
     use crate::models::engine::{self, Engine};
     use crate::models::manifest::Manifest;
+    use crate::models::route::Route;
     use crate::types::Digest;
 
     /// Loads [`Engine`]s on one device.
@@ -208,10 +229,14 @@ pub mod torch {
     }
 
     impl Network for Engine {
-        fn classify(&self, numbers: &[f32], count: usize) -> Result<Vec<(u32, f32)>, String> {
+        fn classify(&mut self, numbers: &[f32], count: usize) -> Result<Vec<(u32, f32)>, String> {
             let answers = Engine::classify(self, numbers, count).map_err(|e| e.to_string())?;
             let pair = |answer: engine::Prediction| (answer.label, answer.confidence);
             Ok(answers.into_iter().map(pair).collect())
+        }
+
+        fn route(&self) -> Route {
+            Engine::route(self)
         }
     }
 }

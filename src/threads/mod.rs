@@ -388,8 +388,10 @@ fn spawn(
         manifests: BTreeMap::new(),
     };
     crew.spawn("prepare", move || preparing.run(orders))?;
-    let to = results.clone();
-    crew.spawn("infer", move || infer::run(classifier, batches, to))?;
+    let (to, counted) = (results.clone(), shared.clone());
+    crew.spawn("infer", move || {
+        infer::run(classifier, batches, to, &counted)
+    })?;
     for number in 0..dial::DIALLERS {
         let (from, ping) = (dialled.clone(), ping.clone());
         crew.spawn(&format!("dial-{number}"), move || dial::run(from, ping))?;

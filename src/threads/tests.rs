@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicUsize;
 use super::prepare::Order;
 use super::*;
 use crate::models::manifest::Manifest;
+use crate::models::route::Route;
 use crate::node::io::Input;
 use crate::types::Version;
 use crate::types::{BlobId, Digest, FileName, JobId, Term};
@@ -120,13 +121,17 @@ impl Classifier for Brightest {
 struct Answers(usize);
 
 impl Network for Answers {
-    fn classify(&self, numbers: &[f32], count: usize) -> Result<Vec<(u32, f32)>, String> {
+    fn classify(&mut self, numbers: &[f32], count: usize) -> Result<Vec<(u32, f32)>, String> {
         assert_eq!(numbers.len(), count * self.0);
         let brightest = |input: &[f32]| u32::from(input.iter().any(|n| *n > 0.5));
         Ok(numbers
             .chunks(self.0)
             .map(|i| (brightest(i), 0.75))
             .collect())
+    }
+
+    fn route(&self) -> Route {
+        Route::Plain
     }
 }
 
@@ -224,11 +229,11 @@ fn workers(blobs: Arc<Blobs>) -> Workers {
     };
     let classifier = Brightest::default();
     let loads = classifier.0.clone();
-    let crew = &shared.crew;
+    let (crew, counted) = (&shared.crew, shared.clone());
     crew.spawn("prepare", move || preparing.run(ordered))
         .expect("started");
     crew.spawn("infer", move || {
-        infer::run(Box::new(classifier), batches, results)
+        infer::run(Box::new(classifier), batches, results, &counted)
     })
     .expect("started");
     Workers {

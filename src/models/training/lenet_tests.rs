@@ -1,6 +1,13 @@
-//! Tests of `training`.
+//! Tests of training LeNet.
+
+use std::fs;
+use std::path::Path;
+
+use tch::Device;
 
 use super::*;
+use crate::models::training::evaluate::evaluate;
+use crate::types::Digest;
 
 /// Ten easily told patterns: label k is a bar at column 4 + 2k, its length varied.
 fn patterns(count: usize, seed: u64) -> Digits {
@@ -64,17 +71,19 @@ fn workplace(epochs: u32) -> (tempfile::TempDir, Recipe) {
 
 fn trained(recipe: &Recipe, resume_after: Option<u32>) -> Vec<u8> {
     let digits = patterns(300, 1);
-    let mut run = Run::resume_or_start(recipe, digits.len()).expect("no checkpoint yet");
+    let checkpoint = recipe.checkpoint(digits.len());
+    let start = || Run::resume_or_start(recipe.seed, &checkpoint);
+    let mut run = start().expect("no checkpoint yet");
     while run.epoch < recipe.epochs {
         run.train_epoch(recipe, &digits, &manifest())
             .expect("trained");
         if resume_after == Some(run.epoch) {
-            run.save(recipe, digits.len()).expect("saved");
-            run = Run::resume_or_start(recipe, digits.len()).expect("resumed");
+            checkpoint.save(run.epoch, &run.state()).expect("saved");
+            run = start().expect("resumed");
             assert_eq!(Some(run.epoch), resume_after);
         }
     }
-    to_safetensors(&run.named(""), None)
+    to_safetensors(&run.named(""), Kind::Float, None)
 }
 
 #[test]
@@ -88,7 +97,7 @@ fn a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one() {
         "the same seed, the same weights"
     );
     assert!(trained(&recipe, Some(2)) == whole, "resumed after epoch 2");
-    fs::remove_file(recipe.checkpoint()).expect("a checkpoint was there");
+    fs::remove_file(recipe.checkpoint(300).path).expect("a checkpoint was there");
     let other = Recipe { seed: 4, ..recipe };
     assert!(
         trained(&other, None) != whole,
@@ -99,7 +108,8 @@ fn a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one() {
 #[test]
 fn a_checkpoint_of_another_run_is_refused() {
     let (_dir, recipe) = workplace(2);
-    Run::start(3).save(&recipe, 300).expect("saved");
+    let saved = recipe.checkpoint(300);
+    saved.save(1, &Run::start(3).state()).expect("saved");
     for (other, images) in [
         (
             Recipe {
@@ -117,13 +127,13 @@ fn a_checkpoint_of_another_run_is_refused() {
         ),
         (recipe.clone(), 299),
     ] {
-        let Err(error) = Run::resume_or_start(&other, images) else {
+        let Err(error) = Run::resume_or_start(other.seed, &other.checkpoint(images)) else {
             panic!("the checkpoint is of another run")
         };
         assert!(error.to_string().contains("lenet.checkpoint"), "{error}");
     }
-    fs::write(recipe.checkpoint(), b"garbage").expect("written");
-    assert!(Run::resume_or_start(&recipe, 300).is_err());
+    fs::write(&saved.path, b"garbage").expect("written");
+    assert!(Run::resume_or_start(recipe.seed, &saved).is_err());
 }
 
 #[test]
@@ -139,29 +149,14 @@ fn a_whole_run_learns_and_leaves_a_model_that_is_served() {
         .collect();
     fs::write(&manifest_path, sealed + &text).expect("written");
     let mut lines = Vec::new();
-    let outcome = train_lenet(&recipe, |line| lines.push(line)).expect("trained");
+    let trained = train(&recipe, |line| lines.push(line)).expect("trained");
     assert_eq!(lines.len(), 25);
-    assert_eq!(outcome.total, 50);
-    assert!(
-        outcome.right >= 45,
-        "{} of 50 right: {lines:#?}",
-        outcome.right
-    );
-    assert!(!recipe.checkpoint().exists());
+    assert!(!recipe.checkpoint(300).path.exists());
     let (manifest, _) = Manifest::read(&manifest_path).expect("still valid");
-    assert_eq!(manifest.weights_digest(), Some(outcome.digest));
-    let (right, total) = evaluate("lenet", dir.path(), dir.path(), 1).expect("served");
-    assert_eq!((right, total), (outcome.right, outcome.total));
-}
-
-#[test]
-fn the_step_size_rises_then_falls_to_nothing() {
-    let rates: Vec<f64> = (0..1000).map(|step| learning_rate(step, 1000)).collect();
-    assert!(rates[0] > 0.0 && rates[0] < LEARNING_RATE / 40.0);
-    assert!(rates[..50].windows(2).all(|pair| pair[0] < pair[1]));
-    assert!(rates[50..].windows(2).all(|pair| pair[0] > pair[1]));
-    assert!((rates[50] - LEARNING_RATE).abs() < 1e-9);
-    assert!(rates[999] < LEARNING_RATE / 1000.0);
+    assert_eq!(manifest.weights_digest(), Some(trained.digest));
+    let said = evaluate("lenet", dir.path(), dir.path(), Device::Cpu, 1).expect("served");
+    assert_eq!(said.total(), 50);
+    assert!(said.right() >= 45, "{} of 50: {lines:#?}", said.right());
 }
 
 #[test]
@@ -197,7 +192,7 @@ fn the_committed_lenet_reaches_its_bar() {
         println!("skipped: {} is missing; run `make data`", data.display());
         return;
     }
-    let (right, total) = evaluate("lenet", &committed_models(), &data, 1).expect("served");
-    assert_eq!(total, 10_000);
-    assert!(right >= 9_890, "{right} of {total} right");
+    let said = evaluate("lenet", &committed_models(), &data, Device::Cpu, 1).expect("served");
+    assert_eq!(said.total(), 10_000);
+    assert!(said.right() >= 9_890, "{} right", said.right());
 }

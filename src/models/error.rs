@@ -1,0 +1,125 @@
+//! What can be wrong with a network, in words for people.
+
+/// A network that cannot be loaded or that failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ModelError {
+    /// The bytes are not those that were published or trained.
+    #[error(
+        "model {model}: the weights have digest {found} instead of {wanted}: fetch or train them again"
+    )]
+    Digest {
+        /// The model.
+        model: String,
+        /// Of the bytes at hand.
+        found: String,
+        /// As the manifest or the publisher says.
+        wanted: String,
+    },
+    /// The weights file cannot be read as what it should be.
+    #[error("model {model}: {problem}: fetch or train the weights again")]
+    Weights {
+        /// The model.
+        model: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A tensor of the architecture is not in the file.
+    #[error(
+        "model {model}: tensor {tensor} is missing: the weights belong to another architecture"
+    )]
+    MissingTensor {
+        /// The model.
+        model: String,
+        /// The tensor.
+        tensor: String,
+    },
+    /// A tensor in the file is not in the architecture.
+    #[error(
+        "model {model}: tensor {tensor} is unknown: the weights belong to another architecture"
+    )]
+    UnknownTensor {
+        /// The model.
+        model: String,
+        /// The tensor.
+        tensor: String,
+    },
+    /// A tensor has another shape than the architecture wants (-1: any length).
+    #[error(
+        "model {model}: tensor {tensor} has shape {found:?} instead of {wanted:?}: the weights belong to another architecture"
+    )]
+    Shape {
+        /// The model.
+        model: String,
+        /// The tensor.
+        tensor: String,
+        /// In the file.
+        found: Vec<i64>,
+        /// In the architecture.
+        wanted: Vec<i64>,
+    },
+    /// A weight is NaN or infinite.
+    #[error("model {model}: tensor {tensor} holds NaN or infinite numbers: train the model again")]
+    NotFinite {
+        /// The model.
+        model: String,
+        /// The tensor.
+        tensor: String,
+    },
+    /// The manifest names more or fewer labels than the network has outputs.
+    #[error(
+        "model {model}: {labels} labels for {outputs} outputs: correct `labels` in the manifest"
+    )]
+    Labels {
+        /// The model.
+        model: String,
+        /// In the manifest.
+        labels: usize,
+        /// Of the network.
+        outputs: i64,
+    },
+    /// The batch has another length than its count of inputs says.
+    #[error("model {model}: a batch of {numbers} numbers for {count} inputs of {each}")]
+    Batch {
+        /// The model.
+        model: String,
+        /// Numbers given.
+        numbers: usize,
+        /// Inputs promised.
+        count: usize,
+        /// Numbers in one input.
+        each: usize,
+    },
+    /// The network answered NaN or infinity.
+    #[error("model {model}: input {item} of the batch gave no finite answer")]
+    Answer {
+        /// The model.
+        model: String,
+        /// Index in the batch.
+        item: usize,
+    },
+    /// libtorch refused.
+    #[error("model {model}: libtorch: {problem}")]
+    Torch {
+        /// The model.
+        model: String,
+        /// The first line of libtorch's words.
+        problem: String,
+    },
+    /// No such device.
+    #[error("device {0:?}: use auto, cpu, or cuda:N with the number of a GPU that libtorch sees")]
+    Device(String),
+}
+
+/// libtorch's error for people: its first line, without the C++ stack under it.
+#[cfg(feature = "torch")]
+pub(super) fn torch(model: &str, error: &tch::TchError) -> ModelError {
+    let words = error.to_string();
+    let line = words
+        .lines()
+        .find(|line| !line.trim().is_empty())
+        .unwrap_or("unknown error");
+    ModelError::Torch {
+        model: model.into(),
+        problem: line.trim().chars().take(300).collect(),
+    }
+}

@@ -1,0 +1,29 @@
+//! The ways that a batch may take through a network, fastest first.
+//!
+//! Decides: nothing; it names them for the log and for `stats`, in executables without
+//! libtorch too. `engine` and `packs` choose.
+
+/// A way through a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// Fused operators on weights that were packed for the batch's size.
+    Fused,
+    /// Batch norms folded into convolutions, ordinary operators.
+    Folded,
+    /// Operator by operator, as the network is written down.
+    Plain,
+    /// The network's own code (TorchScript).
+    Script,
+}
+
+impl Route {
+    /// Its name, one word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Route::Fused => "fused",
+            Route::Folded => "folded",
+            Route::Plain => "plain",
+            Route::Script => "script",
+        }
+    }
+}

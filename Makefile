@@ -12,16 +12,18 @@ CARGO ?= cargo
 BIN := $(or $(CARGO_TARGET_DIR),target)/release
 # `introducer`, `dlc` and everything that is tested without networks.
 LIGHT := --locked --no-default-features
+TRAIN := $(CARGO) run --quiet --release --locked --bin train --
+SEAL := cd models && sha256sum *.safetensors >SHA256SUMS
 # Where the tests on real processes and the demo find the executables.
 export DLC_BIN = $(abspath $(BIN))
 
 .PHONY: help demo run-introducer run-node need-name build build-light libtorch data data-flowers models \
-	test cluster-test sim sim-planted lint train-lenet train-resnet50 bench
+	test cluster-test sim sim-planted lint train-lenet train-resnet50 bench bench-models
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: build data models ## a cluster of 5 nodes on this machine classifies MNIST while two of them are killed
+demo: build data models ## a cluster of 5 nodes on this machine classifies digits and flowers while two of them are killed
 	@$(CARGO) run --quiet --release $(LIGHT) --example demo
 
 run-introducer: build-light ## one introducer; LISTEN=127.0.0.1:6000
@@ -44,15 +46,11 @@ build-light:
 libtorch: ## libtorch for the CPU, fetched once (540 MB) into the user's cache; or your own, by LIBTORCH=
 	@.make/libtorch.sh
 
-data: ## MNIST in data/mnist; with FLOWERS=DIR also the flowers of that folder
+data: ## MNIST in data/mnist, flowers in data/flowers: from FLOWERS=DIR, or else the official archive (218 MB)
 	@data/fetch.sh mnist
-ifneq ($(FLOWERS),)
-	@FLOWERS="$(FLOWERS)" data/fetch.sh flowers
-else
-	@[ -d data/flowers ] || echo "flowers: skipped; they are for training ResNet-50: make data-flowers, or FLOWERS=DIR" >&2
-endif
+	@FLOWERS="$(FLOWERS)" data/fetch.sh flowers-if-there
 
-data-flowers: ## the flowers in data/flowers: FLOWERS=DIR, or else the official archive (218 MB)
+data-flowers: ## the flowers alone; fails where they cannot be had
 	@FLOWERS="$(FLOWERS)" data/fetch.sh flowers
 
 models: ## verifies the weights in models/ and names the models that have none
@@ -85,9 +83,19 @@ lint: libtorch ## format, clippy, licences and sources of the dependencies, advi
 	@.make/lint.sh
 
 train-lenet: libtorch data ## trains LeNet anew on MNIST, in minutes; DATA=data/mnist, EPOCHS=
-	@$(CARGO) run --release --locked --bin train -- lenet --data $(or $(DATA),data/mnist) $(if $(EPOCHS),--epochs $(EPOCHS))
-	@cd models && sha256sum *.safetensors >SHA256SUMS
+	@$(TRAIN) lenet --data $(or $(DATA),data/mnist) $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS)
+	@$(TRAIN) evaluate lenet --data $(or $(DATA),data/mnist)
+	@$(SEAL)
 
-# Not in the list of `make help` until they do something.
-train-resnet50 bench:
-	@echo "error: make $@ is not there yet; it comes with a later issue" >&2; exit 2
+train-resnet50: libtorch ## trains ResNet-50 anew on a folder of photographs for each class, in hours; DATA=data/flowers, EPOCHS=
+	@[ -n "$(DATA)" ] || $(MAKE) --no-print-directory data-flowers
+	@$(TRAIN) resnet50 --data $(or $(DATA),data/flowers) $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS)
+	@$(TRAIN) evaluate resnet50 --data $(or $(DATA),data/flowers)
+	@$(SEAL)
+
+bench: bench-models ## the benchmarks
+
+bench-models: libtorch models ## our engine against tch eager, ONNX Runtime and OpenVINO (where pip has them); MODEL=lenet for one
+	@$(CARGO) run --quiet --release $(LIGHT) --example bench-images
+	@$(CARGO) build --quiet --release --locked --example bench-models
+	@PEERS_PYTHON="$$(tests/bench/peers.sh)" $(CARGO) run --quiet --release --locked --example bench-models -- $(MODEL)

@@ -12,7 +12,7 @@ use std::process::Command;
 
 use tch::{CModule, Cuda, Device, Kind, Tensor};
 
-use super::error::{ModelError, torch};
+use super::error::{ModelError, torch, words};
 use super::folded::Folded;
 use super::fused::{FusedLeNet, FusedResNet50};
 use super::lenet::LeNet;
@@ -234,7 +234,10 @@ fn network(manifest: &Manifest, bytes: &[u8], device: Device) -> Result<Network,
         Architecture::Torchscript => {
             let failed = |error| torch(model, &error);
             let mut module = CModule::load_data_on_device(&mut io::Cursor::new(bytes), device)
-                .map_err(failed)?;
+                .map_err(|error| ModelError::Script {
+                    model: model.clone(),
+                    problem: words(&error),
+                })?;
             module.f_set_eval().map_err(failed)?;
             for (name, tensor) in module.named_parameters().map_err(failed)? {
                 check_finite(model, &name, &tensor)?;

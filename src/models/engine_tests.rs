@@ -171,7 +171,7 @@ fn a_torchscript_network_is_served() {
     assert!(refusal(&manifest(&fewer), &bytes).contains("3 labels for 4 outputs"));
     let text = refusal(&manifest(text), b"not a TorchScript archive");
     assert!(
-        text.starts_with("model net: libtorch: ") && !text.contains('\n'),
+        text.starts_with("model net: no TorchScript network") && !text.contains('\n'),
         "{text}"
     );
 }
@@ -258,3 +258,6 @@ fn every_way_through_lenet_gives_the_plain_networks_answers() {
     let [fused, ordinary] = [Route::Fused, Route::Plain];
     assert_eq!(found, [fused, ordinary, ordinary, fused, fused, ordinary]);
 }
+
+#[path = "reference_tests.rs"]
+mod reference;

@@ -97,6 +97,16 @@ pub enum ModelError {
         /// Index in the batch.
         item: usize,
     },
+    /// A `.pt` file that holds no network.
+    #[error(
+        "model {model}: no TorchScript network ({problem}): save it with torch.jit.save(torch.jit.script(network), FILE); a state_dict is only its weights"
+    )]
+    Script {
+        /// The model.
+        model: String,
+        /// The first line of libtorch's words.
+        problem: String,
+    },
     /// libtorch refused.
     #[error("model {model}: libtorch: {problem}")]
     Torch {
@@ -112,14 +122,18 @@ pub enum ModelError {
 
 /// libtorch's error for people: its first line, without the C++ stack under it.
 #[cfg(feature = "torch")]
-pub(super) fn torch(model: &str, error: &tch::TchError) -> ModelError {
+pub(super) fn words(error: &tch::TchError) -> String {
     let words = error.to_string();
-    let line = words
-        .lines()
-        .find(|line| !line.trim().is_empty())
-        .unwrap_or("unknown error");
+    let line = words.lines().find(|line| !line.trim().is_empty());
+    let line = line.unwrap_or("unknown error");
+    line.trim().chars().take(300).collect()
+}
+
+/// libtorch's refusal to do something with `model`.
+#[cfg(feature = "torch")]
+pub(super) fn torch(model: &str, error: &tch::TchError) -> ModelError {
     ModelError::Torch {
         model: model.into(),
-        problem: line.trim().chars().take(300).collect(),
+        problem: words(error),
     }
 }

@@ -11,6 +11,8 @@ pub mod mnist;
 pub mod photographs;
 pub mod prepare;
 pub mod route;
+pub mod script;
+pub mod stand_ins;
 
 #[cfg(feature = "torch")]
 pub mod engine;
@@ -24,8 +26,6 @@ pub mod lenet;
 mod packs;
 #[cfg(feature = "torch")]
 pub mod resnet50;
-#[cfg(feature = "torch")]
-mod script;
 #[cfg(feature = "torch")]
 pub mod training;
 #[cfg(feature = "torch")]

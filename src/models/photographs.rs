@@ -212,3 +212,94 @@ fn sorted(dir: &Path, wanted: fn(&Path) -> bool) -> Result<Vec<PathBuf>, Photogr
     paths.sort();
     Ok(paths)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::models::stand_ins::drawing;
+
+    /// A folder with so many drawings, each in the folder of its kind.
+    fn folder(count: usize) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        for number in 0..count {
+            let (class, bytes) = drawing(number);
+            let class = dir.path().join(class);
+            fs::create_dir_all(&class).expect("made");
+            fs::write(class.join(format!("{number}.JPG")), bytes).expect("written");
+        }
+        dir
+    }
+
+    fn names(set: &Photographs) -> Vec<String> {
+        let name = |index| set.path(index).file_name().expect("a file");
+        (0..set.len())
+            .map(|index| name(index).to_string_lossy().into())
+            .collect()
+    }
+
+    #[test]
+    fn the_parts_are_disjoint_and_told_by_contents_alone() {
+        let dir = folder(300);
+        fs::write(dir.path().join("daisy/notes.txt"), "no photograph").expect("written");
+        fs::create_dir(dir.path().join("nothing")).expect("made");
+        let read = |part| Photographs::read(dir.path(), part).expect("a data set");
+        let (training, test) = (read(Split::Training), read(Split::Test));
+        let classes = ["daisy", "dandelion", "roses", "sunflowers", "tulips"];
+        assert_eq!(training.classes, classes);
+        assert_eq!(training.len() + test.len(), 300);
+        assert!((25..70).contains(&test.len()), "{} of 300", test.len());
+        assert!(
+            names(&test)
+                .iter()
+                .all(|name| !names(&training).contains(name))
+        );
+        for index in 0..test.len() {
+            let folder = test.path(index).parent().expect("its class");
+            assert_eq!(
+                folder.file_name().expect("a name"),
+                classes[test.label(index)]
+            );
+        }
+        // Another name and class, the same part.
+        let moved = test.path(0).to_path_buf();
+        fs::rename(&moved, dir.path().join("tulips/moved.jpeg")).expect("moved");
+        let after = names(&read(Split::Test));
+        assert!(after.contains(&"moved.jpeg".to_string()) && after.len() == test.len());
+        assert_eq!(test.decode(1).expect("an image").dimensions(), (320, 240));
+        training.check().expect("all are images");
+    }
+
+    #[test]
+    fn what_is_no_data_set_is_refused_by_name() {
+        let read = |dir: &Path| Photographs::read(dir, Split::Training);
+        let missing = read(Path::new("no/such/folder")).expect_err("missing");
+        assert!(missing.to_string().contains("no/such/folder"), "{missing}");
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let error = read(dir.path()).expect_err("no classes").to_string();
+        assert!(error.contains("0 folders"), "{error}");
+        let dir = folder(100);
+        let broken = dir.path().join("roses/broken.png");
+        // Contents that fall into the training part.
+        let text = (0..).map(|n| format!("no image {n}"));
+        let text = text
+            .into_iter()
+            .find(|t| part_of(t.as_bytes()) == Split::Training);
+        fs::write(&broken, text.expect("most do")).expect("written");
+        let error = read(dir.path()).expect("a data set").check();
+        let error = error.expect_err("a broken file").to_string();
+        assert!(
+            error.contains("1 files") && error.contains("broken.png"),
+            "{error}"
+        );
+        fs::remove_dir_all(dir.path().join("tulips")).expect("removed");
+        fs::create_dir(dir.path().join("tulips")).expect("made");
+        let (_, bytes) = drawing(4);
+        fs::write(dir.path().join("tulips/one.jpg"), &bytes).expect("written");
+        let other = match part_of(&bytes) {
+            Split::Training => Split::Test,
+            Split::Test => Split::Training,
+        };
+        let error = Photographs::read(dir.path(), other).expect_err("one image");
+        assert!(error.to_string().contains("\"tulips\""), "{error}");
+    }
+}

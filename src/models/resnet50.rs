@@ -313,7 +313,7 @@ pub fn tensor_shapes(classes: i64) -> Vec<(String, Vec<i64>)> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::models::weights::to_safetensors;
 

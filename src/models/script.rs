@@ -8,10 +8,6 @@
 //! *Source*: PyTorch's notes on TorchScript serialization (`torch/csrc/jit/docs`); for the
 //! zip container, PKWARE's APPNOTE 6.3, sections 4.3.7, 4.3.12 and 4.3.16.
 
-use std::io::Cursor;
-
-use tch::{CModule, Device, TchError};
-
 /// The class of the one module; the archive's code must have the name of its namespace.
 const CLASS: &str = "Network";
 
@@ -23,25 +19,32 @@ const NO_CONSTANTS: &[u8] = b"\x80\x02).";
 /// The archive format's version. Newer libtorch versions upgrade older code.
 const VERSION: &[u8] = b"10\n";
 
-/// Compiles `methods`: definitions of methods of one class, in TorchScript, each starting
-/// at the left margin with `def`. Their `self` has type `__torch__.Network`.
-///
-/// *Errors*: libtorch does not compile them; its words name the line.
-pub(super) fn module(methods: &str) -> Result<CModule, TchError> {
+/// The archive of a module with these `methods`: definitions of methods of one class, in
+/// TorchScript, each starting at the left margin with `def`. Their `self` has type
+/// `__torch__.Network`.
+pub fn archive(methods: &str) -> Vec<u8> {
     let mut code = format!("class {CLASS}(Module):\n  __parameters__ = []\n  __buffers__ = []\n");
     for line in methods.lines() {
         code.push_str("  ");
         code.push_str(line);
         code.push('\n');
     }
-    let archive = zip(&[
+    zip(&[
         ("network/data.pkl", OBJECT),
         ("network/code/__torch__.py", code.as_bytes()),
         ("network/constants.pkl", NO_CONSTANTS),
         ("network/version", VERSION),
         ("network/byteorder", b"little"),
-    ]);
-    CModule::load_data_on_device(&mut Cursor::new(archive), Device::Cpu)
+    ])
+}
+
+/// Compiles `methods`, which are those of an [`archive`].
+///
+/// *Errors*: libtorch does not compile them; its words name the line.
+#[cfg(feature = "torch")]
+pub(super) fn module(methods: &str) -> Result<tch::CModule, tch::TchError> {
+    let mut archive = std::io::Cursor::new(archive(methods));
+    tch::CModule::load_data_on_device(&mut archive, tch::Device::Cpu)
 }
 
 /// A zip file of these entries, stored as they are.
@@ -90,10 +93,10 @@ fn zip(entries: &[(&str, &[u8])]) -> Vec<u8> {
     file
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "torch"))]
 mod tests {
     use super::*;
-    use tch::{IValue, Kind, Tensor};
+    use tch::{Device, IValue, Kind, Tensor};
 
     #[test]
     fn a_method_is_compiled_and_called() {

@@ -165,10 +165,12 @@ pub struct Cluster {
     pub introducer: Process,
     /// The nodes that were started and not stopped, by name.
     pub nodes: BTreeMap<String, Process>,
+    /// The model directory of nodes that are started: the project's, unless it is changed.
+    pub models: PathBuf,
 }
 
 impl Cluster {
-    /// An introducer in `dir`, without nodes. Models come from the project's `models/`.
+    /// An introducer in `dir`, without nodes.
     pub fn new(dir: &Path) -> Cluster {
         std::fs::create_dir_all(dir).expect("directory for the cluster");
         let introducer = Process::start(
@@ -179,6 +181,7 @@ impl Cluster {
             dir: dir.into(),
             introducer: introducer.expect("introducer starts"),
             nodes: BTreeMap::new(),
+            models: Path::new(env!("CARGO_MANIFEST_DIR")).join("models"),
         }
     }
 
@@ -209,7 +212,7 @@ impl Cluster {
         command.arg("--data-dir").arg(data);
         command
             .arg("--models")
-            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("models"))
+            .arg(&self.models)
             .arg("--cluster-key")
             .arg(self.dir.join("cluster.key"));
         command.args(["--threads", "1"]).args(arguments);

@@ -409,3 +409,7 @@ fn normal(rng: &mut Rng) -> f32 {
     let radius = (-2.0 * (1.0 - unit(rng)).ln()).sqrt();
     radius * (std::f32::consts::TAU * unit(rng)).cos()
 }
+
+#[cfg(test)]
+#[path = "resnet50_tests.rs"]
+mod tests;

@@ -1,0 +1,85 @@
+//! A network of one's own: a TorchScript file and a manifest in a model directory are all
+//! that it takes.
+
+use std::path::Path;
+use std::time::Duration;
+
+use dlc::models::script;
+use image::{GrayImage, Luma};
+
+use crate::harness::{Cluster, wait_until};
+use crate::jobs::{result, wait_for_job};
+
+/// Tells which column of a 4 x 4 image is the brightest.
+const MANIFEST: &str = r#"
+name = "columns"
+architecture = "torchscript"
+weights = "columns.pt"
+input = { channels = 1, height = 4, width = 4 }
+mean = [0.0]
+std = [1.0]
+labels = ["first", "second", "third", "fourth"]
+"#;
+
+const FORWARD: &str =
+    "def forward(self: __torch__.Network, x: Tensor) -> Tensor:\n  return torch.sum(x, [1, 2])\n";
+
+/// A model directory with the network, and with one that has no weights.
+fn models(dir: &Path) {
+    std::fs::create_dir_all(dir).unwrap();
+    std::fs::write(dir.join("columns.toml"), MANIFEST).unwrap();
+    std::fs::write(dir.join("columns.pt"), script::archive(FORWARD)).unwrap();
+    let absent = MANIFEST.replace("columns", "absent");
+    std::fs::write(dir.join("absent.toml"), absent).unwrap();
+}
+
+#[test]
+fn a_network_of_ones_own_is_published_and_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    models(&dir.join("models"));
+    let mut cluster = Cluster::new(dir);
+    cluster.models = dir.join("models");
+    for name in ["n1", "n2"] {
+        cluster.start(name);
+    }
+    cluster.wait_for_members(2);
+    let trained = cluster.json("n1", &["train"]);
+    assert_eq!(trained["models"][0]["name"], "columns");
+    assert_eq!(trained["skipped"][0], "absent");
+    let trained = cluster.json("n2", &["train", "columns"]);
+    assert_eq!(trained["models"][0]["version"], 0, "nothing new to store");
+
+    for column in 0..4 {
+        let image = GrayImage::from_fn(4, 4, |x, _| Luma([if x == column { 200 } else { 9 }]));
+        image.save(dir.join(format!("bar{column}.png"))).unwrap();
+    }
+    cluster.ok("n1", &["upload_data", "bar.png", "40"]);
+    cluster.ok("n2", &["infer", "columns", "bar.png", "3"]);
+    wait_for_job(&cluster, "n1");
+    let rows = result(&cluster, "n2");
+    assert_eq!(rows.len(), 40);
+    for (number, label) in ["first", "second", "third", "fourth"]
+        .iter()
+        .cycle()
+        .take(40)
+        .enumerate()
+    {
+        assert_eq!(rows[&format!("bar{number}.png")], Ok(label.to_string()));
+    }
+    // Counted where it ran: 14 batches on one of the nodes or the other.
+    let batches = || -> u64 {
+        let nodes = ["n1", "n2"].iter();
+        let counts = nodes.map(|node| cluster.json(node, &["stats"])["batches_script"].as_u64());
+        counts.map(Option::unwrap_or_default).sum()
+    };
+    wait_until("14 batches are counted", Duration::from_secs(5), || {
+        batches() >= 14
+    });
+
+    // A network whose outputs are not as many as its labels is refused by name.
+    let wrong = MANIFEST.replace("\"fourth\"", "\"fourth\", \"fifth\"");
+    std::fs::write(dir.join("models/columns.toml"), wrong).unwrap();
+    let refused = cluster.refused("n1", &["train", "columns"]);
+    assert!(refused.contains("5 labels for 4 outputs"), "{refused}");
+}

@@ -92,46 +92,53 @@ pub fn prepare_into(
     let colours = if manifest.input.channels == 1 {
         Colours::Grey
     } else {
-        Colours::AsStored
+        Colours::Padded
     };
     let (image, orientation) = decode::stored(bytes, colours)?;
     let image = fit(image, orientation, &manifest.input)?;
-    append(&image, &manifest.mean, &manifest.std, numbers);
+    let channels = image.color().channel_count();
+    append(
+        image.as_bytes(),
+        channels,
+        &manifest.mean,
+        &manifest.std,
+        numbers,
+    );
     Ok(())
 }
 
-/// Interleaved 8-bit pixels as planes of normalised numbers, one plane for each mean.
+/// Interleaved 8-bit pixels as planes of normalised numbers, one plane for each mean:
+/// of one for grey, three for colour.
 pub fn normalise(pixels: &[u8], mean: &[f32], std: &[f32]) -> Vec<f32> {
-    let channels = mean.len();
     let mut numbers = Vec::with_capacity(pixels.len());
-    for (channel, (mean, std)) in mean.iter().zip(std).enumerate() {
-        let plane = pixels.iter().skip(channel).step_by(channels);
-        numbers.extend(plane.map(|value| normalised(*value, *mean, *std)));
-    }
+    let channels = if mean.len() == 1 { 1 } else { 3 };
+    append(pixels, channels, mean, std, &mut numbers);
     numbers
 }
 
-fn normalised(value: u8, mean: f32, std: f32) -> f32 {
-    (f32::from(value) / 255.0 - mean) / std
-}
-
-/// Appends the planes of a picture of whatever channels: alpha is left out, grey goes
-/// into all planes, and colour that is to be grey becomes it here, where least is left.
-fn append(image: &DynamicImage, mean: &[f32], std: &[f32], numbers: &mut Vec<f32>) {
-    let pixels = image.as_bytes();
-    let mut grey = |pixels: &mut dyn Iterator<Item = u8>| {
-        let pixels: Vec<u8> = pixels.collect();
-        for (mean, std) in mean.iter().zip(std) {
-            numbers.extend(pixels.iter().map(|value| normalised(*value, *mean, *std)));
+/// Appends a plane for each mean. Alpha, the last of 2 or 4 channels, is left out; grey
+/// goes into all planes; colour that is to be grey becomes it here, where least is left.
+fn append(pixels: &[u8], channels: u8, mean: &[f32], std: &[f32], numbers: &mut Vec<f32>) {
+    for (plane, (mean_of_plane, std)) in mean.iter().zip(std).enumerate() {
+        // (value / 255 - mean) / std but for the last bit or two; dividing is slow.
+        let scale = 1.0 / (255.0 * std);
+        let shift = -mean_of_plane / std;
+        let number = |value: u8| f32::from(value) * scale + shift;
+        let plane = plane.min(2);
+        let threes = pixels.as_chunks::<3>().0.iter();
+        let fours = pixels.as_chunks::<4>().0.iter();
+        match (channels, mean.len()) {
+            (1, _) => numbers.extend(pixels.iter().map(|pixel| number(*pixel))),
+            (2, _) => numbers.extend(pixels.iter().step_by(2).map(|pixel| number(*pixel))),
+            (3, 1) => numbers.extend(threes.map(|pixel| number(to_grey(pixel)))),
+            (3, _) => numbers.extend(threes.map(|pixel| number(pixel[plane]))),
+            (_, 1) => numbers.extend(fours.map(|pixel| number(to_grey(pixel)))),
+            // Taken out of a word, several pixels become numbers at a time.
+            (_, _) => numbers.extend(fours.map(|pixel| {
+                let value = (u32::from_le_bytes(*pixel) >> (8 * plane)) & 0xff;
+                value as i32 as f32 * scale + shift
+            })),
         }
-    };
-    match image.color().channel_count() {
-        1 => grey(&mut pixels.iter().copied()),
-        2 => grey(&mut pixels.iter().copied().step_by(2)),
-        3 if mean.len() == 1 => grey(&mut pixels.as_chunks::<3>().0.iter().map(to_grey)),
-        4 if mean.len() == 1 => grey(&mut pixels.as_chunks::<4>().0.iter().map(to_grey)),
-        3 => append_colours(pixels.as_chunks::<3>().0, mean, std, numbers),
-        _ => append_colours(pixels.as_chunks::<4>().0, mean, std, numbers),
     }
 }
 
@@ -141,32 +148,6 @@ fn to_grey<const N: usize>(pixel: &[u8; N]) -> u8 {
     let [red, green, blue] = [pixel[0], pixel[1], pixel[2]].map(u32::from);
     // Below 256, for the weights add up to 65,536.
     ((red * 19_595 + green * 38_470 + blue * 7_471 + 0x8000) >> 16) as u8
-}
-
-/// Appends the planes of pixels that begin with red, green and blue, in one pass.
-fn append_colours<const N: usize>(
-    pixels: &[[u8; N]],
-    mean: &[f32],
-    std: &[f32],
-    numbers: &mut Vec<f32>,
-) {
-    // A byte has only 256 values, and dividing is slow.
-    let tables: Vec<[f32; 256]> = (mean.iter().zip(std))
-        .map(|(mean, std)| std::array::from_fn(|value| normalised(value as u8, *mean, *std)))
-        .collect();
-    let [red, green, blue] = tables.as_slice() else {
-        return;
-    };
-    let from = numbers.len();
-    numbers.resize(from + 3 * pixels.len(), 0.0);
-    let (reds, rest) = numbers[from..].split_at_mut(pixels.len());
-    let (greens, blues) = rest.split_at_mut(pixels.len());
-    let planes = reds.iter_mut().zip(greens).zip(blues);
-    for (pixel, ((to_red, to_green), to_blue)) in pixels.iter().zip(planes) {
-        *to_red = red[usize::from(pixel[0])];
-        *to_green = green[usize::from(pixel[1])];
-        *to_blue = blue[usize::from(pixel[2])];
-    }
 }
 
 /// A part of one side of a picture, in pixels.

@@ -10,7 +10,7 @@
 //! about what stands between segments, so that both see the same ones.
 
 use image::metadata::Orientation;
-use image::{DynamicImage, GrayImage, RgbImage};
+use image::{DynamicImage, GrayImage, RgbImage, RgbaImage};
 use zune_jpeg::JpegDecoder;
 use zune_jpeg::errors::DecodeErrors;
 use zune_jpeg::zune_core::bytestream::ZCursor;
@@ -20,9 +20,9 @@ use zune_jpeg::zune_core::options::DecoderOptions;
 use super::ImageError;
 use super::decode::{Colours, broken, check_size};
 
-/// Most scans of a picture; a progressive one has about 10. Each scan visits every block,
-/// so a small file could cost hours without this.
-const SCANS_MAX: usize = 64;
+/// Most scans of a picture; a progressive one has about 10, of four components 18. Each
+/// scan visits every block, so a small file could cost hours without this.
+const SCANS_MAX: usize = 32;
 /// Most segments of a file. The decoder goes through all that it has seen of one kind
 /// each time that another comes, so their number must not grow with the file.
 const SEGMENTS_MAX: usize = 2048;
@@ -48,42 +48,67 @@ pub(super) fn decode(
     colours: Colours,
 ) -> Result<(DynamicImage, Orientation), ImageError> {
     let frame = survey(bytes)?;
-    // The decoder's own limits hold it to the frame that was surveyed.
-    let options = DecoderOptions::default()
-        .set_strict_mode(true)
-        .set_max_width(frame.width as usize)
-        .set_max_height(frame.height as usize)
-        .jpeg_set_max_scans(SCANS_MAX);
-    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
-    decoder.decode_headers().map_err(refusal)?;
-    let grey = match decoder.input_colorspace() {
-        Some(ColorSpace::Luma) => true,
-        // Luma is the grey of ITU-R BT.601: the colours need not be decoded. Other
-        // samplings are so rare that the decoder's way to luma alone is not relied on.
-        Some(ColorSpace::YCbCr) => {
-            colours == Colours::Grey && matches!(frame.sampling, (1, 1) | (2, 1) | (2, 2))
-        }
-        _ => false,
+    // What most files come to. The decoder chooses how it turns colours when it reads the
+    // headers, so one that was told wrong is begun again.
+    let usual = match colours {
+        _ if frame.components == 1 => ColorSpace::Luma,
+        Colours::Grey if frame.components == 3 => ColorSpace::Luma,
+        Colours::Padded if frame.components == 3 => ColorSpace::RGBA,
+        _ => ColorSpace::RGB,
     };
-    let output = if grey {
-        ColorSpace::Luma
-    } else {
-        ColorSpace::RGB
-    };
-    decoder.set_options(options.jpeg_set_out_colorspace(output));
+    let mut decoder = open(bytes, &frame, usual)?;
+    let output = output(&frame, decoder.input_colorspace(), colours);
+    if output != usual {
+        decoder = open(bytes, &frame, output)?;
+    }
     let orientation = decoder
         .exif()
         .and_then(|exif| Orientation::from_exif_chunk(exif))
         .unwrap_or(Orientation::NoTransforms);
     let pixels = decoder.decode().map_err(refusal)?;
-    let image = if grey {
-        GrayImage::from_raw(frame.width, frame.height, pixels).map(DynamicImage::from)
-    } else {
-        RgbImage::from_raw(frame.width, frame.height, pixels).map(DynamicImage::from)
+    let (width, height) = (frame.width, frame.height);
+    let image = match output {
+        ColorSpace::Luma => GrayImage::from_raw(width, height, pixels).map(DynamicImage::from),
+        ColorSpace::RGBA => RgbaImage::from_raw(width, height, pixels).map(DynamicImage::from),
+        _ => RgbImage::from_raw(width, height, pixels).map(DynamicImage::from),
     };
     // Fewer pixels than the frame has: the decoder took another one for it.
     let image = image.ok_or_else(|| broken("JPEG", "two frames"))?;
     Ok((image, orientation))
+}
+
+/// A decoder that has read the headers. Its own limits hold it to the frame that was
+/// surveyed.
+fn open<'a>(
+    bytes: &'a [u8],
+    frame: &Frame,
+    output: ColorSpace,
+) -> Result<JpegDecoder<ZCursor<&'a [u8]>>, ImageError> {
+    let options = DecoderOptions::default()
+        .set_strict_mode(true)
+        .set_max_width(frame.width as usize)
+        .set_max_height(frame.height as usize)
+        .jpeg_set_max_scans(SCANS_MAX)
+        .jpeg_set_out_colorspace(output);
+    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
+    decoder.decode_headers().map_err(refusal)?;
+    Ok(decoder)
+}
+
+/// What pixels of `input` are turned to.
+fn output(frame: &Frame, input: Option<ColorSpace>, colours: Colours) -> ColorSpace {
+    match (input, colours) {
+        (Some(ColorSpace::Luma), _) => ColorSpace::Luma,
+        // Luma is the grey of ITU-R BT.601: the colours need not be decoded. Other
+        // samplings are so rare that the decoder's way to luma alone is not relied on.
+        (Some(ColorSpace::YCbCr), Colours::Grey)
+            if matches!(frame.sampling, (1, 1) | (2, 1) | (2, 2)) =>
+        {
+            ColorSpace::Luma
+        }
+        (Some(ColorSpace::YCbCr), Colours::Padded) => ColorSpace::RGBA,
+        _ => ColorSpace::RGB,
+    }
 }
 
 fn refusal(error: DecodeErrors) -> ImageError {
@@ -105,7 +130,9 @@ fn refusal(error: DecodeErrors) -> ImageError {
 fn survey(bytes: &[u8]) -> Result<Frame, ImageError> {
     const END_OF_IMAGE: u8 = 0xd9;
     const START_OF_SCAN: u8 = 0xda;
-    let (mut frame, mut scans, mut at) = (None, 0, 2);
+    let (mut frame, mut scans, mut at) = (None::<Frame>, 0, 2);
+    // Whether one scan has the whole picture.
+    let mut complete = false;
     for _ in 0..SEGMENTS_MAX {
         let (marker, body) = if scans == 0 {
             header_marker(bytes, at)?
@@ -114,6 +141,10 @@ fn survey(bytes: &[u8]) -> Result<Frame, ImageError> {
         };
         if marker == END_OF_IMAGE && scans > 0 {
             return frame.ok_or_else(|| broken("JPEG", "no frame"));
+        }
+        if complete {
+            // The decoder would leave black what this segment takes the place of.
+            return Err(broken("JPEG", "a segment within the picture"));
         }
         let segment = segment(bytes, body)?;
         at = body + 2 + segment.len();
@@ -127,8 +158,9 @@ fn survey(bytes: &[u8]) -> Result<Frame, ImageError> {
             (START_OF_SCAN, None) => return Err(broken("JPEG", "no frame")),
             (START_OF_SCAN, Some(frame)) => {
                 scans += 1;
-                // Row by row it goes only where the first scan has all components.
-                if frame.progressive || (scans == 1 && segment.first() != Some(&frame.components)) {
+                let all = segment.first() == Some(&frame.components);
+                complete = scans == 1 && all && !frame.progressive;
+                if !complete {
                     check_bytes(frame, frame.coefficient_bytes)?;
                 }
                 if scans > SCANS_MAX {
@@ -230,7 +262,11 @@ fn read_frame(marker: u8, segment: &[u8]) -> Result<Frame, ImageError> {
 
 /// Refuses a frame whose pixels, and `more` bytes, are too many.
 fn check_bytes(frame: &Frame, more: u64) -> Result<(), ImageError> {
-    let channels = if frame.components == 1 { 1 } else { 3 };
+    let channels = match frame.components {
+        1 => 1,
+        3 => 4,
+        _ => 3,
+    };
     let pixels = u64::from(frame.width) * u64::from(frame.height) * channels;
     check_size(frame.width, frame.height, pixels + more)
 }

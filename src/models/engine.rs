@@ -16,8 +16,9 @@ use super::error::{ModelError, torch, words};
 use super::folded::Folded;
 use super::fused::{FusedLeNet, FusedResNet50};
 use super::lenet::LeNet;
-use super::manifest::{Architecture, Input, Manifest};
+use super::manifest::{Architecture, Input, Manifest, Precision};
 use super::packs::{Packs, agree};
+use super::quantised::{self, QuantisedResNet50};
 use super::resnet50::ResNet50;
 use super::route::Route;
 use super::weights::{Weights, check_finite};
@@ -37,6 +38,8 @@ const PROBE_SEED: u64 = 50;
 
 /// A network, in the way that it runs.
 enum Network {
+    /// In 8-bit integers; on the CPU.
+    Quantised(QuantisedResNet50),
     /// Packed for batch sizes; on the CPU.
     Packs(Packs),
     /// Folded, in half precision on a GPU.
@@ -174,6 +177,7 @@ impl Engine {
             .and_then(|batch| batch.f_to_device(self.device))
             .map_err(failed)?;
         let (logits, route) = match &mut self.network {
+            Network::Quantised(network) => (network.forward(&batch).map_err(failed)?, Route::Int8),
             Network::Packs(packs) => packs.forward(&batch).map_err(failed)?,
             Network::Folded(network) => {
                 let batch = batch.to_kind(network.weight.kind());
@@ -258,6 +262,12 @@ fn fastest(manifest: &Manifest, plain: ResNet50, device: Device) -> Network {
         return Network::ResNet50(plain.on(device));
     }
     drop(plain);
+    if manifest.precision == Precision::Int8 {
+        match quantised(manifest, &folded, device) {
+            Ok(network) => return Network::Quantised(network),
+            Err(reason) => log::warn!("model {model}: {reason}: it runs in floats instead"),
+        }
+    }
     if device.is_cuda() {
         return Network::Folded(folded.converted(device, Kind::Half));
     }
@@ -271,6 +281,23 @@ fn fastest(manifest: &Manifest, plain: ResNet50, device: Device) -> Network {
             Network::Folded(unfused)
         }
     }
+}
+
+/// ResNet-50 in 8-bit integers, or why there is none.
+fn quantised(
+    manifest: &Manifest,
+    folded: &Folded,
+    device: Device,
+) -> Result<QuantisedResNet50, String> {
+    if device.is_cuda() {
+        return Err("8-bit integers are for the CPU".into());
+    }
+    if !quantised::is_supported() {
+        return Err("this processor has no instructions for 8-bit integers (VNNI)".into());
+    }
+    let Input { height, width, .. } = manifest.input;
+    let sides = (height.into(), width.into());
+    QuantisedResNet50::new(folded, &manifest.ranges, sides).map_err(|error| words(&error))
 }
 
 /// One input of random numbers such as normalised pixels have.

@@ -26,6 +26,13 @@ impl Convolution {
         batch.conv2d(&self.weight, Some(&self.bias), stride, padding, [1, 1], 1)
     }
 
+    /// Shape of what comes out for inputs of that shape.
+    pub(super) fn output_shape(&self, [count, _, height, width]: [i64; 4]) -> [i64; 4] {
+        let [outputs, kernel] = [0, 2].map(|dimension| self.weight.size()[dimension]);
+        let side = |pixels: i64| (pixels + 2 * self.padding - kernel) / self.stride + 1;
+        [count, outputs, side(height), side(width)]
+    }
+
     fn converted(&self, device: Device, kind: Kind) -> Convolution {
         Convolution {
             weight: channels_last(&self.weight.to_device(device).to_kind(kind)),
@@ -63,15 +70,28 @@ impl Folded {
     ///
     /// *Shape*: `[n, 3, h, w]` to `[n, classes]`, in the weights' kind of numbers.
     pub(super) fn forward(&self, batch: &Tensor) -> Tensor {
+        self.observe(batch, &mut |_| ())
+    }
+
+    /// Logits of a batch; `see` gets each map that a quantised network has integers for:
+    /// the batch, the stem, and for each block the first two layers, the shortcut where
+    /// it has a layer, and the sum; each after its ReLU.
+    pub(super) fn observe(&self, batch: &Tensor, see: &mut dyn FnMut(&Tensor)) -> Tensor {
+        see(batch);
         let stem = self.stem.forward(&channels_last(batch)).relu_();
+        see(&stem);
         let mut maps = stem.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false);
         for Bottleneck { layers, shortcut } in &self.blocks {
             let [reduce, spatial, expand] = layers;
             let inner = reduce.forward(&maps).relu_();
+            see(&inner);
             let inner = spatial.forward(&inner).relu_();
+            see(&inner);
             let mut inner = expand.forward(&inner);
             let residual = shortcut.as_ref().map(|layer| layer.forward(&maps));
+            residual.iter().for_each(&mut *see);
             maps = inner.g_add_(&residual.unwrap_or(maps)).relu_();
+            see(&maps);
         }
         maps.mean_dim([2i64, 3].as_slice(), false, None)
             .linear(&self.weight, Some(&self.bias))

@@ -13,7 +13,7 @@
 
 use std::fmt::Write as _;
 
-use tch::{CModule, IValue, TchError, Tensor};
+use tch::{CModule, TchError, Tensor};
 
 use super::folded::{Bottleneck, Convolution, Folded, channels_last};
 use super::lenet::LeNet;
@@ -72,10 +72,7 @@ impl Packable for FusedResNet50 {
             } = layer;
             weights.push(pack(weight, *padding, *stride, shape)?);
             weights.push(bias.shallow_clone());
-            let [count, _, height, width] = shape;
-            let kernel = weight.size()[2];
-            let side = |pixels: i64| (pixels + 2 * padding - kernel) / stride + 1;
-            Ok([count, weight.size()[0], side(height), side(width)])
+            Ok(layer.output_shape(shape))
         };
         let [count, channels, height, width] = layer(&self.folded.stem, shape)?;
         let pooled = |pixels: i64| (pixels + 2 - 3) / 2 + 1;
@@ -96,7 +93,7 @@ impl Packable for FusedResNet50 {
     }
 
     fn forward(&self, weights: &[Tensor], batch: &Tensor) -> Result<Tensor, TchError> {
-        call(&self.module, weights, &channels_last(batch))
+        script::call(&self.module, weights, &channels_last(batch))
     }
 
     fn unpacked(&self, batch: &Tensor) -> Result<(Tensor, Route), TchError> {
@@ -149,21 +146,6 @@ fn resnet50_source(folded: &Folded) -> String {
         last + 1
     ));
     source
-}
-
-/// Calls `forward` of a module that takes a batch and weights.
-fn call(module: &CModule, weights: &[Tensor], batch: &Tensor) -> Result<Tensor, TchError> {
-    let weights = weights.iter().map(Tensor::shallow_clone).collect();
-    let arguments = [
-        IValue::Tensor(batch.shallow_clone()),
-        IValue::TensorList(weights),
-    ];
-    match module.forward_is(&arguments)? {
-        IValue::Tensor(logits) => Ok(logits),
-        other => Err(TchError::Kind(format!(
-            "forward gave {other:?}, not a tensor"
-        ))),
-    }
 }
 
 /// LeNet: convolutions and pools on oneDNN's own layout from end to end, so that nothing

@@ -55,6 +55,20 @@ impl Architecture {
     }
 }
 
+/// Kind of numbers that a network computes with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 32-bit floats (16-bit ones on a GPU).
+    #[default]
+    F32,
+    /// 8-bit integers, on processors with instructions for them; elsewhere as `F32`.
+    Int8,
+}
+
+/// Maps of ResNet-50 that need a range in 8-bit integers.
+pub const INT8_RANGES: usize = 54;
+
 /// Shape of one input, and how an image is brought to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -108,6 +122,17 @@ pub struct Manifest {
     pub std: Vec<f32>,
     /// What the outputs mean, in order.
     pub labels: Vec<String>,
+    /// Kind of numbers.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub precision: Precision,
+    /// For `int8`: the lowest and the highest number in each map of the network, as
+    /// `train int8` measures them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ranges: Vec<[f32; 2]>,
+}
+
+fn is_default(precision: &Precision) -> bool {
+    *precision == Precision::default()
 }
 
 /// A manifest that cannot be used.
@@ -207,6 +232,8 @@ impl Manifest {
             ("std", self.check_channels("std", &self.std)),
             ("std", self.check_std()),
             ("labels", self.check_labels()),
+            ("precision", self.check_precision()),
+            ("ranges", self.check_ranges()),
         ];
         match checks
             .into_iter()
@@ -346,6 +373,33 @@ impl Manifest {
         match self.labels.iter().find(bad) {
             Some(label) => Err(format!(
                 "{label:?}: a label has 1 to {LABEL_LENGTH_MAX} bytes and no control characters"
+            )),
+            None => Ok(()),
+        }
+    }
+
+    fn check_precision(&self) -> Result<(), String> {
+        match (self.precision, self.architecture) {
+            (Precision::F32, _) | (Precision::Int8, Architecture::Resnet50) => Ok(()),
+            (Precision::Int8, _) => Err("int8 is there for resnet50 only: use f32".into()),
+        }
+    }
+
+    fn check_ranges(&self) -> Result<(), String> {
+        let wanted = match self.precision {
+            Precision::F32 => 0,
+            Precision::Int8 => INT8_RANGES,
+        };
+        if self.ranges.len() != wanted {
+            return Err(format!(
+                "{} pairs instead of {wanted}: `train int8` makes a manifest with all of them",
+                self.ranges.len()
+            ));
+        }
+        let bad = |[low, high]: &&[f32; 2]| !low.is_finite() || !high.is_finite() || low > high;
+        match self.ranges.iter().find(bad) {
+            Some(pair) => Err(format!(
+                "{pair:?}: give the lowest number, then the highest"
             )),
             None => Ok(()),
         }

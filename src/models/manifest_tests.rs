@@ -143,3 +143,23 @@ fn the_committed_manifests_are_valid() {
         assert_eq!(manifest.name, model);
     }
 }
+
+#[test]
+fn integers_need_a_range_for_each_map() {
+    let int8 = |ranges: &str| format!("{VALID}precision = \"int8\"\nranges = [{ranges}]\n");
+    let all = vec!["[-1.0, 2.5]"; INT8_RANGES].join(", ");
+    let manifest = Manifest::parse(int8(&all).as_bytes(), "net.toml").expect("valid");
+    assert_eq!(manifest.precision, Precision::Int8);
+    assert_eq!(manifest.ranges[53], [-1.0, 2.5]);
+    // What `train int8` writes is what is read.
+    let text = toml::to_string(&manifest).expect("written");
+    let again = Manifest::parse(text.as_bytes(), "net.toml").expect("valid");
+    assert_eq!(again, manifest);
+    assert!(refusal(&int8("[0.0, 1.0]")).contains("1 pairs instead of 54"));
+    assert!(refusal(&int8(&all.replacen("2.5", "-2.5", 1))).contains("`ranges`"));
+    assert!(refusal(&format!("{VALID}ranges = [[0.0, 1.0]]\n")).contains("instead of 0"));
+    let script = VALID.replace("\"resnet50\"", "\"torchscript\"");
+    let script = script.replace(".safetensors", ".pt") + "precision = \"int8\"\n";
+    assert!(refusal(&script).contains("`precision`"));
+    assert!(refusal(&format!("{VALID}precision = \"int4\"\n")).contains("int4"));
+}

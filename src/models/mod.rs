@@ -25,6 +25,8 @@ pub mod lenet;
 #[cfg(feature = "torch")]
 mod packs;
 #[cfg(feature = "torch")]
+mod quantised;
+#[cfg(feature = "torch")]
 pub mod resnet50;
 #[cfg(feature = "torch")]
 pub mod training;

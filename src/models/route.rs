@@ -6,6 +6,8 @@
 /// A way through a network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
+    /// 8-bit integers.
+    Int8,
     /// Fused operators on weights that were packed for the batch's size.
     Fused,
     /// Batch norms folded into convolutions, ordinary operators.
@@ -20,6 +22,7 @@ impl Route {
     /// Its name, one word.
     pub fn name(self) -> &'static str {
         match self {
+            Route::Int8 => "int8",
             Route::Fused => "fused",
             Route::Folded => "folded",
             Route::Plain => "plain",

@@ -47,6 +47,22 @@ pub(super) fn module(methods: &str) -> Result<tch::CModule, tch::TchError> {
     tch::CModule::load_data_on_device(&mut archive, tch::Device::Cpu)
 }
 
+/// Calls `forward` of a module that takes a batch and weights.
+#[cfg(feature = "torch")]
+pub(super) fn call(
+    module: &tch::CModule,
+    weights: &[tch::Tensor],
+    batch: &tch::Tensor,
+) -> Result<tch::Tensor, tch::TchError> {
+    use tch::{IValue, TchError, Tensor};
+    let weights = weights.iter().map(Tensor::shallow_clone).collect();
+    let batch = IValue::Tensor(batch.shallow_clone());
+    match module.forward_is(&[batch, IValue::TensorList(weights)])? {
+        IValue::Tensor(logits) => Ok(logits),
+        other => Err(TchError::Kind(format!("forward gave {other:?}, no tensor"))),
+    }
+}
+
 /// A zip file of these entries, stored as they are.
 fn zip(entries: &[(&str, &[u8])]) -> Vec<u8> {
     const LOCAL: u32 = 0x0403_4b50;

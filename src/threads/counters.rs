@@ -61,6 +61,8 @@ counters! {
     uploads_refused,
     /// Copies that failed their check.
     blobs_corrupt,
+    /// Batches that went through networks of 8-bit integers.
+    batches_int8,
     /// Batches that went through fused operators, on weights packed for their size.
     batches_fused,
     /// Batches that went through folded networks: sizes seen for the first time, GPUs.

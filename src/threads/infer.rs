@@ -150,6 +150,7 @@ fn forget_oldest(networks: &mut BTreeMap<(String, Digest), Loaded>) {
 fn count_route(shared: &Shared, route: Route) {
     let counters = &shared.counters;
     count(match route {
+        Route::Int8 => &counters.batches_int8,
         Route::Fused => &counters.batches_fused,
         Route::Folded => &counters.batches_folded,
         Route::Plain => &counters.batches_plain,

@@ -16,7 +16,7 @@ use super::infer::Work;
 use super::pull::{BLOBS_IN_REQUEST, PullError, Source, Want, by_source};
 use crate::disk::{Blobs, DiskError};
 use crate::models::manifest::Manifest;
-use crate::models::prepare::prepare;
+use crate::models::prepare::prepare_into;
 use crate::node::io::Input;
 use crate::types::Digest;
 use crate::wire::schedule::{Assignment, ModelFiles, Outcome};
@@ -94,13 +94,11 @@ impl Prepare {
             let ready = manifest
                 .ok_or_else(|| format!("model {} is not loaded on this node", key.0))
                 .and_then(|manifest| {
-                    prepare(&content?, manifest).map_err(|error| error.to_string())
+                    prepare_into(&content?, manifest, &mut numbers)
+                        .map_err(|error| error.to_string())
                 });
             match ready {
-                Ok(ready) => {
-                    numbers.extend(ready);
-                    indices.push(assigned.index);
-                }
+                Ok(()) => indices.push(assigned.index),
                 Err(error) => errors.push((assigned.index, Outcome::Error(error))),
             }
         }

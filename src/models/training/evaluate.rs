@@ -15,7 +15,7 @@ use crate::models::engine::Engine;
 use crate::models::manifest::Manifest;
 use crate::models::mnist::{self, Digits, Split};
 use crate::models::photographs::{PhotographError, Photographs};
-use crate::models::prepare::prepare;
+use crate::models::prepare::prepare_into;
 use crate::types::Digest;
 
 /// Images classified at once.
@@ -107,6 +107,18 @@ impl TestImages {
     }
 }
 
+/// A model's manifest and the bytes of its weights, from the folder `models`.
+pub(super) fn read(model: &str, models: &Path) -> Result<(Manifest, Vec<u8>), TrainingError> {
+    let path = models.join(format!("{model}.toml"));
+    let (manifest, _) = Manifest::read(&path)?;
+    let weights = models.join(&manifest.weights);
+    let bytes = fs::read(&weights).map_err(|cause| TrainingError::Weights {
+        path: weights,
+        cause,
+    })?;
+    Ok((manifest, bytes))
+}
+
 /// Loads `model` of the folder `models` and counts what it says of the test images in
 /// the folder `data`.
 ///
@@ -119,26 +131,31 @@ pub fn evaluate(
     device: Device,
     threads: usize,
 ) -> Result<Evaluation, TrainingError> {
-    let path = models.join(format!("{model}.toml"));
-    let (manifest, _) = Manifest::read(&path)?;
-    let weights = models.join(&manifest.weights);
-    let bytes = fs::read(&weights).map_err(|cause| TrainingError::Weights {
-        path: weights,
-        cause,
-    })?;
+    let (manifest, bytes) = read(model, models)?;
+    count(&manifest, &bytes, data, device, threads)
+}
+
+/// The same for the model with this manifest and these weights.
+pub(super) fn count(
+    manifest: &Manifest,
+    bytes: &[u8],
+    data: &Path,
+    device: Device,
+    threads: usize,
+) -> Result<Evaluation, TrainingError> {
     let images = TestImages::read(data)?;
-    let mut engine = Engine::load(&manifest, &bytes, Digest::of(&bytes), device, threads)?;
+    let mut engine = Engine::load(manifest, bytes, Digest::of(bytes), device, threads)?;
     let classes = manifest.labels.len();
     let mut confusion = vec![vec![0; classes]; classes];
     let indices: Vec<usize> = (0..images.len()).collect();
     for chunk in indices.chunks(BATCH) {
         let mut batch = Vec::with_capacity(chunk.len() * manifest.input.len());
         for index in chunk {
-            let image = prepare(&images.bytes(*index)?, &manifest);
-            batch.extend(image.map_err(|cause| TrainingError::Image {
+            let bytes = images.bytes(*index)?;
+            prepare_into(&bytes, manifest, &mut batch).map_err(|cause| TrainingError::Image {
                 image: images.name(*index),
                 cause,
-            })?);
+            })?;
         }
         let predictions = engine.classify(&batch, chunk.len())?;
         for (index, prediction) in chunk.iter().zip(predictions) {
@@ -146,8 +163,8 @@ pub fn evaluate(
             let known = manifest.labels.iter().position(|known| *known == label);
             let Some(truth) = known else {
                 return Err(TrainingError::Labels {
-                    path,
-                    labels: manifest.labels,
+                    path: format!("{}.toml", manifest.name).into(),
+                    labels: manifest.labels.clone(),
                     folders: vec![label],
                 });
             };
@@ -155,7 +172,7 @@ pub fn evaluate(
         }
     }
     Ok(Evaluation {
-        labels: manifest.labels,
+        labels: manifest.labels.clone(),
         confusion,
     })
 }

@@ -22,6 +22,7 @@ use crate::types::{Digest, Rng};
 
 mod adam;
 mod augment;
+pub mod calibrate;
 mod checkpoint;
 pub mod evaluate;
 pub mod lenet;
@@ -73,6 +74,20 @@ pub enum TrainingError {
         path: PathBuf,
         /// What the recipe trains.
         wanted: &'static str,
+    },
+    /// Integers would cost too much.
+    #[error(
+        "model {model}: {after} of {total} test images right in int8, {before} in floats: more than half a point is lost, no manifest is written; more calibration images may help"
+    )]
+    Int8 {
+        /// The model.
+        model: String,
+        /// Right answers in floats.
+        before: usize,
+        /// Right answers in integers.
+        after: usize,
+        /// Test images.
+        total: usize,
     },
     /// The weights of a model are not there.
     #[error("{}: {cause}: train the model or put its weights there", path.display())]

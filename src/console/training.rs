@@ -34,16 +34,15 @@ pub fn train(client: &mut Client, only: Option<&str>) -> Result<Answer, ClientEr
             known.join(", ")
         )));
     }
-    let (mut published, mut skipped) = (Vec::new(), Vec::new());
+    let (mut published, mut weights_digests) = (Vec::new(), Vec::new());
+    let mut skipped = Vec::new();
     for model in wanted {
         match &model.files {
             Ok((weights, manifest_bytes, weights_bytes)) => {
-                published.push(publish(
-                    client,
-                    &model.name,
-                    weights,
-                    [*manifest_bytes, *weights_bytes],
-                )?);
+                let sizes = [*manifest_bytes, *weights_bytes];
+                let (model, digest) = publish(client, &model.name, weights, sizes)?;
+                published.push(model);
+                weights_digests.push(digest);
             }
             Err(reason) => skipped.push((model.name.clone(), reason.clone())),
         }
@@ -66,7 +65,8 @@ pub fn train(client: &mut Client, only: Option<&str>) -> Result<Answer, ClientEr
     let models: Vec<_> = published
         .iter()
         .zip(versions)
-        .map(|(model, version)| json!({ "name": model.name, "version": version, "digest": model.digest.to_string() }))
+        .zip(weights_digests)
+        .map(|((model, version), digest)| json!({ "name": model.name, "version": version, "digest": digest.to_string() }))
         .collect();
     let names: Vec<&String> = skipped.iter().map(|(name, _)| name).collect();
     Ok(Answer {
@@ -75,33 +75,35 @@ pub fn train(client: &mut Client, only: Option<&str>) -> Result<Answer, ClientEr
     })
 }
 
-/// Stores manifest and weights in SDFS where the newest versions differ, and publishes them.
+/// Stores manifest and weights in SDFS where the newest versions differ, and publishes
+/// them. The model, and the digest of its weights.
 fn publish(
     client: &mut Client,
     name: &str,
     weights: &str,
     sizes: [u64; 2],
-) -> Result<Model, ClientError> {
-    let (manifest, _) = store(
+) -> Result<(Model, Digest), ClientError> {
+    let (manifest, manifest_digest) = store(
         client,
         name,
         false,
         &format!("models/{name}.toml"),
         sizes[0],
     )?;
-    let (weights, digest) = store(client, name, true, &format!("models/{weights}"), sizes[1])?;
+    let weights = format!("models/{weights}");
+    let (weights, weights_digest) = store(client, name, true, &weights, sizes[1])?;
     let model = Model {
         name: name.into(),
         manifest,
         weights,
-        digest,
+        digest: Model::digest_of(manifest_digest, weights_digest),
     };
     let request = client.request_id();
     match client.request(&Request::Publish {
         request,
         model: model.clone(),
     })? {
-        Reply::Done => Ok(model),
+        Reply::Done => Ok((model, weights_digest)),
         _ => Err(client.unexpected()),
     }
 }

@@ -49,7 +49,7 @@ pub(super) enum Work {
     Batch {
         /// The task.
         id: AssignmentId,
-        /// Name of the network and digest of its weights.
+        /// Name of the network and its digest.
         model: (String, Digest),
         /// Input numbers, in the order of the numbers.
         indices: Vec<u32>,
@@ -62,12 +62,14 @@ pub(super) enum Work {
     Load {
         /// Its name.
         name: String,
-        /// Digest of its weights.
+        /// Its digest: of manifest and weights.
         digest: Digest,
         /// Its manifest.
         manifest: Arc<Manifest>,
         /// Its weights.
         weights: Vec<u8>,
+        /// Digest of the weights alone.
+        weights_digest: Digest,
     },
 }
 
@@ -93,8 +95,9 @@ pub(super) fn run(
                 digest,
                 manifest,
                 weights,
+                weights_digest,
             } => {
-                let result = classifier.load(&manifest, &weights, digest);
+                let result = classifier.load(&manifest, &weights, weights_digest);
                 let result = result.map(|network| {
                     let loaded = Loaded {
                         network,

@@ -133,6 +133,7 @@ impl Prepare {
                     digest,
                     manifest,
                     weights,
+                    weights_digest: files.weights.digest,
                 };
                 self.work.send(load).is_ok()
             }

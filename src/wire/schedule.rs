@@ -15,8 +15,16 @@ pub struct Model {
     pub manifest: (FileName, Version),
     /// SDFS file and version of the weights.
     pub weights: (FileName, Version),
-    /// BLAKE3 of the weights.
+    /// Of the manifest and the weights: [`Model::digest_of`]. Nodes load a model anew when
+    /// either changes.
     pub digest: Digest,
+}
+
+impl Model {
+    /// Digest of a model: BLAKE3 of the digest of its manifest and that of its weights.
+    pub fn digest_of(manifest: Digest, weights: Digest) -> Digest {
+        Digest::of(&[manifest.0, weights.0].concat())
+    }
 }
 
 /// One input of a job, frozen when the job is submitted.
@@ -124,7 +132,7 @@ pub struct Assignment {
     pub job: JobId,
     /// Name of the network.
     pub model: String,
-    /// Digest of its weights.
+    /// Its digest.
     pub digest: Digest,
     /// The inputs, at most the job's batch size.
     pub inputs: Vec<AssignedInput>,
@@ -139,7 +147,7 @@ pub struct WorkerStatus {
     pub token: u64,
     /// What it runs now.
     pub running: Option<(AssignmentId, JobId, Vec<u32>)>,
-    /// Networks that are loaded and warm: name and digest of the weights.
+    /// Networks that are loaded and warm: name and digest of the model.
     pub models: Vec<(String, Digest)>,
     /// Networks that could not be loaded: name, digest and reason.
     pub failed_models: Vec<(String, Digest, String)>,
@@ -185,7 +193,7 @@ pub enum ScheduleMessage {
 pub struct ModelFiles {
     /// Its name.
     pub name: String,
-    /// Digest of the weights.
+    /// Digest of the model.
     pub digest: Digest,
     /// The manifest's bytes and their holders.
     pub manifest: Located,

@@ -59,6 +59,7 @@ fn a_job_classifies_digits_and_names_bad_inputs() {
     let cluster = Cluster::with_nodes(dir, 4);
     let trained = cluster.json("n2", &["train"]);
     assert_eq!(trained["models"][0]["name"], "lenet");
+    assert_eq!(trained["models"][1]["name"], "resnet50");
     assert!(
         cluster
             .refused("n1", &["infer", "lenet", "digit.png", "5"])

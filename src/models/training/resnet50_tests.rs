@@ -176,3 +176,20 @@ fn small_images_come_first_and_the_full_size_last() {
     assert_eq!((sides[0], sides[50], sides[99]), (64, 96, 128));
     assert!(sides.is_sorted());
 }
+
+#[test]
+fn the_committed_resnet_reaches_its_bar() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let data = [
+        root.join("data/flowers"),
+        root.join("../shared/data/flowers"),
+    ];
+    let Some(data) = data.iter().find(|data| data.is_dir()) else {
+        println!("skipped: there are no photographs in data/flowers; run `make data-flowers`");
+        return;
+    };
+    let models = root.join("models");
+    let said = evaluate("resnet50", &models, data, Device::Cpu, 2).expect("served");
+    let (right, total) = (said.right(), said.total());
+    assert!(right * 100 >= total * 85, "{right} of {total}");
+}

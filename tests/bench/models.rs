@@ -13,13 +13,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use dlc::models::engine::{self, Engine};
 use dlc::models::lenet::LeNet;
-use dlc::models::manifest::{Architecture, Manifest};
+use dlc::models::manifest::{Architecture, INT8_RANGES, Manifest, Precision};
 use dlc::models::resnet50::ResNet50;
 use dlc::models::route::Route;
 use dlc::models::weights::Weights;
 use dlc::types::Digest;
 use tch::{Device, Tensor};
 
+/// What the engine is measured against, beside the plain network.
+const PEERS: [&str; 2] = ["onnxruntime", "openvino"];
 /// Rounds; the median of each runner's counts.
 const ROUNDS: usize = 7;
 /// Pause before each turn: pools of threads spin for a while after their last work.
@@ -63,13 +65,15 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 /// Our engine, as the inference thread calls it: numbers in, labels out.
 struct Ours {
+    name: &'static str,
     engine: Engine,
     manifest: Manifest,
+    route: Route,
 }
 
 impl Runner for Ours {
     fn name(&self) -> &str {
-        "ours"
+        self.name
     }
 
     fn run(&mut self, count: usize, seconds: f64) -> Result<(f64, Vec<f32>)> {
@@ -78,10 +82,8 @@ impl Runner for Ours {
         for _ in 0..3 {
             self.engine.classify(&batch, count)?;
         }
-        ensure!(
-            self.engine.route() == Route::Fused,
-            "batch {count} is not fused"
-        );
+        let route = self.engine.route();
+        ensure!(route == self.route, "batch {count} goes {route:?}");
         let milliseconds = time(count, seconds, || {
             self.engine.classify(&batch, count)?;
             Ok(())
@@ -215,24 +217,50 @@ fn runners(
         }
     };
     let ours = manifest.clone();
+    let quantised = int8(&manifest, &bytes, threads)?;
     let mut runners: Vec<Box<dyn Runner>> = vec![
         Box::new(Ours {
+            name: "ours",
             engine,
             manifest: ours,
+            route: Route::Fused,
         }),
         Box::new(Eager {
             network,
             manifest: manifest.clone(),
         }),
     ];
-    for name in ["onnxruntime", "openvino"] {
+    for name in PEERS {
         let Some(python) = python else { continue };
         match Peer::start(python, name, &manifest, weights, threads) {
             Ok(peer) => runners.push(Box::new(peer)),
             Err(error) => println!("{name} is left out: {error:#}"),
         }
     }
+    runners.extend(quantised);
     Ok(runners)
+}
+
+/// Our engine in 8-bit integers, where the network and the processor can do that. The
+/// ranges are made up: how long it takes does not depend on them.
+fn int8(manifest: &Manifest, bytes: &[u8], threads: usize) -> Result<Option<Box<dyn Runner>>> {
+    if manifest.architecture != Architecture::Resnet50 {
+        return Ok(None);
+    }
+    let mut manifest = manifest.clone();
+    manifest.precision = Precision::Int8;
+    manifest.ranges = vec![[-4.0, 8.0]; INT8_RANGES];
+    let engine = Engine::load(&manifest, bytes, Digest::of(bytes), Device::Cpu, threads)?;
+    if engine.route() != Route::Int8 {
+        println!("8-bit integers are left out: this machine cannot do them");
+        return Ok(None);
+    }
+    Ok(Some(Box::new(Ours {
+        name: "ours int8",
+        engine,
+        manifest,
+        route: Route::Int8,
+    })))
 }
 
 /// One row: milliseconds of each runner, and our speed as a multiple of the plain
@@ -253,7 +281,9 @@ fn row(runners: &mut [Box<dyn Runner>], count: usize, seconds: f64) -> Result<St
         }
     }
     let medians: Vec<f64> = times.into_iter().map(median).collect();
-    let best = medians[2..].iter().copied().fold(f64::INFINITY, f64::min);
+    let peers = runners.iter().zip(&medians);
+    let peers = peers.filter(|(runner, _)| PEERS.contains(&runner.name()));
+    let best = peers.fold(f64::INFINITY, |best, (_, median)| best.min(*median));
     let mut text = format!("{count:>5}");
     medians
         .iter()

@@ -149,6 +149,7 @@ flowers-if-there)
     (set -e; fetch_flowers)
     status=$?
     set -e
+    rm -rf flowers-new.*
     [ $status = 0 ] || [ -z "${FLOWERS:-}" ] || exit $status
     [ $status = 0 ] || say "flowers: none, which is no fault: the demo draws stand-ins, and what needs photographs is skipped"
     ;;

@@ -10,6 +10,7 @@
 
 use tch::{TchError, Tensor};
 
+use super::error::words;
 use super::fused::Packable;
 use super::route::Route;
 
@@ -30,7 +31,7 @@ struct Sizes {
     packed: Vec<usize>,
     /// Seen once and not packed, longest ago first.
     seen: Vec<usize>,
-    /// Packed once, but with other answers.
+    /// Packed once, but with other answers or an error.
     refused: Vec<usize>,
 }
 
@@ -124,12 +125,14 @@ impl Packs {
             }
             Choice::Pack => {
                 let (logits, route) = self.network.unpacked(batch)?;
-                if !self.try_packed(batch, &logits)? {
-                    log::warn!(
-                        "batches of {count}: the fused operators differ from the {} network, which is used",
-                        route.name()
-                    );
-                }
+                // The answers are there already: what goes wrong here costs speed only.
+                let reason = match self.try_packed(batch, &logits) {
+                    Ok(true) => return Ok((logits, route)),
+                    Ok(false) => "they give other answers".into(),
+                    Err(error) => words(&error),
+                };
+                self.sizes.refuse(count);
+                log::warn!("batches of {count} go without fused operators: {reason}");
                 Ok((logits, route))
             }
             Choice::Unpacked => self.network.unpacked(batch),
@@ -148,7 +151,6 @@ impl Packs {
         let count = shape[0] as usize;
         let weights = self.network.pack(shape)?;
         if !agree(&self.network.forward(&weights, batch)?, expected) {
-            self.sizes.refuse(count);
             return Ok(false);
         }
         if let Some(gone) = self.sizes.keep(count) {
@@ -185,6 +187,40 @@ pub(super) fn agree(found: &Tensor, expected: &Tensor) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tch::{Device, Kind};
+
+    /// A network that doubles, and cannot be packed for more than one input.
+    struct Fragile;
+
+    impl Packable for Fragile {
+        fn pack(&self, shape: [i64; 4]) -> Result<Vec<Tensor>, TchError> {
+            match shape[0] {
+                1 => Ok(Vec::new()),
+                _ => Err(TchError::Shape("no such packing".into())),
+            }
+        }
+
+        fn forward(&self, _: &[Tensor], batch: &Tensor) -> Result<Tensor, TchError> {
+            Ok(batch.flatten(1, -1) * 2.0)
+        }
+
+        fn unpacked(&self, batch: &Tensor) -> Result<(Tensor, Route), TchError> {
+            Ok((self.forward(&[], batch)?, Route::Plain))
+        }
+    }
+
+    #[test]
+    fn a_size_that_cannot_be_packed_loses_no_answers() {
+        let batch = |count: i64| Tensor::ones([count, 1, 2, 2], (Kind::Float, Device::Cpu));
+        let expected = batch(1).flatten(1, -1) * 2.0;
+        let mut packs = Packs::new(Box::new(Fragile), &batch(1), &expected).expect("packed");
+        for _ in 0..4 {
+            let (logits, route) = packs.forward(&batch(3)).expect("answers");
+            assert_eq!((logits.size(), route), (vec![3, 4], Route::Plain));
+        }
+        assert_eq!(packs.sizes.refused, [3]);
+        assert_eq!(packs.forward(&batch(1)).expect("answers").1, Route::Fused);
+    }
 
     /// What batches of these sizes do, every packing being kept.
     fn choices(sizes: &mut Sizes, counts: &[usize]) -> Vec<Choice> {

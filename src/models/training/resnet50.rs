@@ -27,6 +27,7 @@ use super::{
 };
 use crate::models::engine::use_threads;
 use crate::models::error::ModelError;
+use crate::models::folded::channels_last;
 use crate::models::manifest::{Architecture, Manifest};
 use crate::models::mnist::Split;
 use crate::models::photographs::Photographs;
@@ -186,7 +187,7 @@ impl Run {
         manifest: &Manifest,
     ) -> Result<Run, TrainingError> {
         let shapes = resnet50::tensor_shapes(manifest.labels.len() as i64);
-        let place = |tensor: &Tensor| channels_last(&tensor.to_device(recipe.device).copy());
+        let place = |tensor: &Tensor| laid_out(&tensor.to_device(recipe.device).copy());
         let Some((epoch, mut state)) = checkpoint.load()? else {
             let start = initial(recipe, &shapes)?;
             let copies = || {
@@ -336,12 +337,9 @@ fn learning(tensors: Vec<(String, Tensor)>) -> Vec<(String, Tensor)> {
 }
 
 /// Convolution weights in the layout that the fast convolutions want; others as they are.
-fn channels_last(tensor: &Tensor) -> Tensor {
+fn laid_out(tensor: &Tensor) -> Tensor {
     match tensor.dim() {
-        4 => tensor
-            .permute([0, 2, 3, 1])
-            .contiguous()
-            .permute([0, 3, 1, 2]),
+        4 => channels_last(tensor),
         _ => tensor.contiguous(),
     }
 }

@@ -1,10 +1,11 @@
 //! How far the numbers that a network gets are from torchvision's.
 //!
-//! Needs Python with torchvision (`$PYTHON`, else `python3`) and a folder of photographs
-//! (`$FLOWERS`, `data/flowers` or `../shared/data/flowers`), so it runs only when asked:
+//! Needs a Python with torchvision, which `REFERENCE_PYTHON` names, and a folder of
+//! photographs (`$FLOWERS`, `data/flowers` or `../shared/data/flowers`), and says that it
+//! was skipped where either is missing:
 //!
 //! ```text
-//! cargo test --release --no-default-features --test preprocessing -- --ignored --nocapture
+//! REFERENCE_PYTHON=… cargo test --release --no-default-features --test preprocessing -- --nocapture
 //! ```
 //!
 //! Each photograph is compared twice: as the JPEG file that it is, and as a PNG file of
@@ -85,15 +86,17 @@ fn numbers(path: &Path) -> Vec<f32> {
 }
 
 #[test]
-#[ignore = "needs torchvision and photographs"]
 fn numbers_are_close_to_those_of_torchvision() {
     let photographs = photographs();
     if photographs.is_empty() {
         println!("skipped: no photographs; name their folder in FLOWERS");
         return;
     }
+    let Some(python) = std::env::var_os("REFERENCE_PYTHON") else {
+        println!("skipped: REFERENCE_PYTHON names no Python with torchvision");
+        return;
+    };
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let python = std::env::var_os("PYTHON").unwrap_or_else(|| "python3".into());
     let status = Command::new(&python)
         .arg("tests/reference/preprocessing.py")
         .arg(folder.path())
@@ -102,7 +105,9 @@ fn numbers_are_close_to_those_of_torchvision() {
     match status.as_ref().map(|status| status.code()) {
         Ok(Some(0)) => {}
         Ok(Some(MISSING)) => {
-            println!("skipped: no torchvision; install it or name another Python in PYTHON");
+            println!(
+                "skipped: no torchvision; install it or name another Python in REFERENCE_PYTHON"
+            );
             return;
         }
         _ => panic!("{python:?}: {status:?}"),

@@ -10,12 +10,13 @@ use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
-use tch::{CModule, Cuda, Device, Kind, Tensor};
+use tch::{CModule, Cuda, Device, Kind, TchError, Tensor};
 
+use super::direct::DirectLeNet;
 use super::error::{ModelError, torch, words};
 use super::folded::Folded;
-use super::fused::{FusedLeNet, FusedResNet50};
-use super::lenet::LeNet;
+use super::fused::FusedResNet50;
+use super::lenet::{CLASSES, LeNet};
 use super::manifest::{Architecture, Input, Manifest, Precision};
 use super::packs::{Packs, agree};
 use super::quantised::{self, QuantisedResNet50};
@@ -38,6 +39,14 @@ const PROBE_SEED: u64 = 50;
 
 /// A network, in the way that it runs.
 enum Network {
+    /// In one piece, on the CPU.
+    Direct(DirectLeNet),
+    /// By libtorch's operators.
+    Operators(Operators),
+}
+
+/// A network of libtorch's operators.
+enum Operators {
     /// In 8-bit integers; on the CPU.
     Quantised(QuantisedResNet50),
     /// Packed for batch sizes; on the CPU.
@@ -48,6 +57,23 @@ enum Network {
     ResNet50(ResNet50),
     /// The network's own code.
     Script(CModule),
+}
+
+impl Operators {
+    /// Logits of a batch, and the way it took.
+    fn forward(&mut self, batch: Tensor) -> Result<(Tensor, Route), TchError> {
+        Ok(match self {
+            Operators::Quantised(network) => (network.forward(&batch)?, Route::Int8),
+            Operators::Packs(packs) => packs.forward(&batch)?,
+            Operators::Folded(network) => {
+                let batch = batch.f_to_kind(network.weight.kind())?;
+                (network.forward(&batch), Route::Folded)
+            }
+            Operators::LeNet(network) => (network.forward(&batch), Route::Plain),
+            Operators::ResNet50(network) => (network.forward(&batch), Route::Plain),
+            Operators::Script(module) => (module.forward_ts(&[batch])?, Route::Script),
+        })
+    }
 }
 
 /// A network that is loaded, checked and warm.
@@ -145,20 +171,14 @@ impl Engine {
         if count == 0 {
             return Ok(Vec::new());
         }
-        let logits = tch::no_grad(|| self.logits(batch, count))?;
-        let outputs = logits.size().last().copied().unwrap_or(0);
-        if logits.size() != [count as i64, self.labels as i64] {
+        let numbers = tch::no_grad(|| self.logits(batch, count))?;
+        if numbers.len() != count * self.labels {
             return Err(ModelError::Labels {
                 model: self.name.clone(),
                 labels: self.labels,
-                outputs,
+                outputs: numbers.len() / count,
             });
         }
-        let mut numbers = vec![0f32; count * self.labels];
-        let length = numbers.len();
-        logits
-            .f_copy_data(&mut numbers, length)
-            .map_err(|error| torch(&self.name, &error))?;
         let rows = numbers.chunks(self.labels).enumerate();
         rows.map(|(item, logits)| {
             predict(logits).ok_or_else(|| ModelError::Answer {
@@ -169,32 +189,39 @@ impl Engine {
         .collect()
     }
 
-    fn logits(&mut self, batch: &[f32], count: usize) -> Result<Tensor, ModelError> {
+    /// Logits of `count` inputs.
+    ///
+    /// *Shape*: as [`Engine::classify`] to `[count, outputs]`.
+    fn logits(&mut self, batch: &[f32], count: usize) -> Result<Vec<f32>, ModelError> {
+        let operators = match &mut self.network {
+            Network::Direct(network) => {
+                self.route = Route::Fused;
+                return Ok(network.forward(batch));
+            }
+            Network::Operators(operators) => operators,
+        };
         let name = &self.name;
         let failed = |error| torch(name, &error);
         let batch = Tensor::f_from_slice(batch)
             .and_then(|batch| batch.f_view(shape(&self.input, count)))
             .and_then(|batch| batch.f_to_device(self.device))
             .map_err(failed)?;
-        let (logits, route) = match &mut self.network {
-            Network::Quantised(network) => (network.forward(&batch).map_err(failed)?, Route::Int8),
-            Network::Packs(packs) => packs.forward(&batch).map_err(failed)?,
-            Network::Folded(network) => {
-                let batch = batch.to_kind(network.weight.kind());
-                (network.forward(&batch), Route::Folded)
-            }
-            Network::LeNet(network) => (network.forward(&batch), Route::Plain),
-            Network::ResNet50(network) => (network.forward(&batch), Route::Plain),
-            Network::Script(module) => {
-                let logits = module.forward_ts(&[batch]).map_err(failed)?;
-                (logits, Route::Script)
-            }
-        };
+        let (logits, route) = operators.forward(batch).map_err(failed)?;
         self.route = route;
+        // A network of one's own may give anything.
+        let found = logits.size();
+        if found.len() != 2 || found[0] != count as i64 {
+            return Err(ModelError::Output {
+                model: name.clone(),
+                count,
+                found,
+            });
+        }
         logits
             .f_to_device(Device::Cpu)
             .and_then(|logits| logits.f_to_kind(Kind::Float))
-            .and_then(|logits| logits.f_contiguous())
+            .and_then(|logits| logits.f_contiguous()?.f_view(-1))
+            .and_then(|logits| Vec::try_from(&logits))
             .map_err(failed)
     }
 }
@@ -215,22 +242,18 @@ fn shape(input: &Input, count: usize) -> [i64; 4] {
 fn network(manifest: &Manifest, bytes: &[u8], device: Device) -> Result<Network, ModelError> {
     let model = &manifest.name;
     let weights = || Weights::from_safetensors(model, bytes);
-    Ok(match manifest.architecture {
+    Ok(Network::Operators(match manifest.architecture {
         Architecture::Lenet => {
             let plain = LeNet::load(weights()?, device)?;
-            if device.is_cuda() {
-                return Ok(Network::LeNet(plain));
-            }
-            let probe = probe(manifest);
-            let expected = plain.forward(&probe);
-            let fused = FusedLeNet::new(LeNet::load(weights()?, device)?);
-            match Packs::new(Box::new(fused), &probe, &expected) {
-                Ok(packs) => Network::Packs(packs),
-                Err(error) => {
-                    log::warn!("{}: it runs operator by operator", torch(model, &error));
-                    Network::LeNet(plain)
+            if !device.is_cuda() {
+                match direct(manifest, &plain) {
+                    Ok(network) => return Ok(Network::Direct(network)),
+                    Err(error) => {
+                        log::warn!("{}: it runs operator by operator", torch(model, &error));
+                    }
                 }
             }
+            Operators::LeNet(plain)
         }
         Architecture::Resnet50 => {
             fastest(manifest, ResNet50::load(weights()?, Device::Cpu)?, device)
@@ -246,39 +269,51 @@ fn network(manifest: &Manifest, bytes: &[u8], device: Device) -> Result<Network,
             for (name, tensor) in module.named_parameters().map_err(failed)? {
                 check_finite(model, &name, &tensor)?;
             }
-            Network::Script(module)
+            Operators::Script(module)
         }
-    })
+    }))
+}
+
+/// LeNet in one piece, which gives the answers of the plain one.
+fn direct(manifest: &Manifest, plain: &LeNet) -> Result<DirectLeNet, TchError> {
+    let network = DirectLeNet::new(plain)?;
+    let probe = probe(manifest);
+    let numbers = Vec::<f32>::try_from(probe.f_view(-1)?)?;
+    let logits = Tensor::f_from_slice(&network.forward(&numbers))?.f_view([1, CLASSES])?;
+    match agree(&logits, &plain.forward(&probe)) {
+        true => Ok(network),
+        false => Err(TchError::Shape("its logits differ".into())),
+    }
 }
 
 /// The fastest way through ResNet-50 that gives the answers of the plain one.
-fn fastest(manifest: &Manifest, plain: ResNet50, device: Device) -> Network {
+fn fastest(manifest: &Manifest, plain: ResNet50, device: Device) -> Operators {
     let model = &manifest.name;
     let probe = probe(manifest);
     let expected = plain.forward(&probe);
     let folded = plain.fold();
     if !agree(&folded.forward(&probe), &expected) {
         log::warn!("model {model}: its batch norms cannot be folded: it runs operator by operator");
-        return Network::ResNet50(plain.on(device));
+        return Operators::ResNet50(plain.on(device));
     }
     drop(plain);
     if manifest.precision == Precision::Int8 {
         match quantised(manifest, &folded, device) {
-            Ok(network) => return Network::Quantised(network),
+            Ok(network) => return Operators::Quantised(network),
             Err(reason) => log::warn!("model {model}: {reason}: it runs in floats instead"),
         }
     }
     if device.is_cuda() {
-        return Network::Folded(folded.converted(device, Kind::Half));
+        return Operators::Folded(folded.converted(device, Kind::Half));
     }
     let unfused = folded.converted(device, Kind::Float);
     let packs =
         FusedResNet50::new(folded).and_then(|fused| Packs::new(Box::new(fused), &probe, &expected));
     match packs {
-        Ok(packs) => Network::Packs(packs),
+        Ok(packs) => Operators::Packs(packs),
         Err(error) => {
             log::warn!("{}: it runs without fused operators", torch(model, &error));
-            Network::Folded(unfused)
+            Operators::Folded(unfused)
         }
     }
 }

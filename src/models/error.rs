@@ -75,7 +75,20 @@ pub enum ModelError {
         /// In the manifest.
         labels: usize,
         /// Of the network.
-        outputs: i64,
+        outputs: usize,
+    },
+    /// A network of one's own gave something else than a row of numbers for each input.
+    #[error(
+        "model {model}: its answer to a batch of {count} has shape {found:?}: a network must give \
+         [inputs, labels]"
+    )]
+    Output {
+        /// The model.
+        model: String,
+        /// Inputs of the batch.
+        count: usize,
+        /// Shape of the answer.
+        found: Vec<i64>,
     },
     /// The batch has another length than its count of inputs says.
     #[error("model {model}: a batch of {numbers} numbers for {count} inputs of {each}")]

@@ -1,4 +1,4 @@
-//! The fast way through a network on the CPU: oneDNN's operators with what comes after a
+//! The fast way through ResNet-50 on the CPU: oneDNN's operators with what comes after a
 //! convolution fused into it, on weights packed for one batch size.
 //!
 //! Decides: which operators. Leaves to others: whether the answers are right (`engine`
@@ -16,7 +16,6 @@ use std::fmt::Write as _;
 use tch::{CModule, TchError, Tensor};
 
 use super::folded::{Bottleneck, Convolution, Folded, channels_last};
-use super::lenet::LeNet;
 use super::route::Route;
 use super::script;
 
@@ -146,56 +145,4 @@ fn resnet50_source(folded: &Folded) -> String {
         last + 1
     ));
     source
-}
-
-/// LeNet: convolutions and pools on oneDNN's own layout from end to end, so that nothing
-/// is reordered between them. Its operators are so small that what is around them counts.
-pub(super) struct FusedLeNet {
-    network: LeNet,
-}
-
-impl FusedLeNet {
-    pub(super) fn new(network: LeNet) -> FusedLeNet {
-        FusedLeNet { network }
-    }
-}
-
-impl Packable for FusedLeNet {
-    fn pack(&self, shape: [i64; 4]) -> Result<Vec<Tensor>, TchError> {
-        let [count, ..] = shape;
-        let mut weights = Vec::new();
-        let [w1, b1, w2, b2, rest @ ..] = self.network.tensors();
-        weights.push(pack(w1, 2, 1, [count, 1, 28, 28])?);
-        weights.push(b1.f_to_mkldnn(b1.kind())?);
-        weights.push(pack(w2, 0, 1, [count, 6, 14, 14])?);
-        weights.push(b2.f_to_mkldnn(b2.kind())?);
-        weights.extend(rest.iter().map(Tensor::shallow_clone));
-        Ok(weights)
-    }
-
-    fn forward(&self, weights: &[Tensor], batch: &Tensor) -> Result<Tensor, TchError> {
-        let [w1, b1, w2, b2, w3, b3, w4, b4, w5, b5] = weights else {
-            return Err(TchError::Shape(format!("{} weights", weights.len())));
-        };
-        let pool = |maps: &Tensor| maps.f_max_pool2d([2, 2], [2, 2], [0, 0], [1, 1], false);
-        let maps = batch
-            .f_to_mkldnn(batch.kind())?
-            .f_mkldnn_convolution(w1, Some(b1), [2, 2], [1, 1], [1, 1], 1)?
-            .f_relu_()?;
-        let maps = pool(&maps)?
-            .f_mkldnn_convolution(w2, Some(b2), [0, 0], [1, 1], [1, 1], 1)?
-            .f_relu_()?;
-        pool(&maps)?
-            .f_to_dense(None, false)?
-            .f_flatten(1, -1)?
-            .f_linear(w3, Some(b3))?
-            .f_relu_()?
-            .f_linear(w4, Some(b4))?
-            .f_relu_()?
-            .f_linear(w5, Some(b5))
-    }
-
-    fn unpacked(&self, batch: &Tensor) -> Result<(Tensor, Route), TchError> {
-        Ok((self.network.forward(batch), Route::Plain))
-    }
 }

@@ -15,6 +15,8 @@ pub mod script;
 pub mod stand_ins;
 
 #[cfg(feature = "torch")]
+mod direct;
+#[cfg(feature = "torch")]
 pub mod engine;
 #[cfg(feature = "torch")]
 mod folded;

@@ -8,7 +8,8 @@
 pub enum Route {
     /// 8-bit integers.
     Int8,
-    /// Fused operators on weights that were packed for the batch's size.
+    /// Layers fused with what comes after them: ResNet-50's on weights that were packed for
+    /// the batch's size, LeNet's in one piece.
     Fused,
     /// Batch norms folded into convolutions, ordinary operators.
     Folded,

@@ -21,7 +21,6 @@ use super::manifest::{Input, Manifest};
 mod decode;
 mod jpeg;
 
-use decode::Colours;
 pub use decode::decode;
 
 /// Longest side that is decoded, in pixels.
@@ -31,6 +30,8 @@ pub const PIXELS_MAX: u64 = 64 << 20;
 /// Most bytes that a decoded image may take, and whatever must be held with it while it
 /// is decoded: [`PIXELS_MAX`] of 4 bytes.
 pub const DECODED_BYTES_MAX: u64 = 256 << 20;
+/// Longest explanation taken over from a decoder, in characters.
+const REASON_LENGTH_MAX: usize = 80;
 
 /// Why a file is not classified.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -71,6 +72,39 @@ pub enum ImageError {
     /// The picture is fine, and cannot be scaled.
     #[error("cannot be scaled ({0}): convert it to another size")]
     Unscalable(String),
+}
+
+/// Refuses what a header announces, before a pixel is decoded. `bytes`: what is held at
+/// once to decode it.
+fn check_size(width: u32, height: u32, bytes: u64) -> Result<(), ImageError> {
+    let pixels = u64::from(width) * u64::from(height);
+    if width.max(height) > SIDE_MAX || pixels > PIXELS_MAX || bytes > DECODED_BYTES_MAX {
+        return Err(ImageError::TooLarge { width, height });
+    }
+    Ok(())
+}
+
+/// A refusal in the decoder's words, brought to one short line.
+fn broken(format: &'static str, words: &str) -> ImageError {
+    let reason = words
+        .trim()
+        .chars()
+        .map(|c| if c.is_control() || c == '"' { ' ' } else { c })
+        .take(REASON_LENGTH_MAX)
+        .collect();
+    ImageError::Broken { format, reason }
+}
+
+/// Which pixels are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Colours {
+    /// Grey, or what grey is made from.
+    Grey,
+    /// Those of the file, perhaps with an alpha that says nothing: four bytes a pixel are
+    /// scaled in half the time of three.
+    Padded,
+    /// Those of the file.
+    AsStored,
 }
 
 /// Decodes the image file `bytes` and brings it to what `manifest` says.

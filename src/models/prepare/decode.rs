@@ -15,24 +15,10 @@ use image::metadata::Orientation;
 use image::{DynamicImage, ImageBuffer};
 use png::{ColorType, DecodingError, Transformations};
 
-use super::{DECODED_BYTES_MAX, ImageError, PIXELS_MAX, SIDE_MAX, jpeg};
+use super::{Colours, ImageError, broken, check_size, jpeg};
 
 /// Most bytes that the PNG decoder may take besides the pixels: a row or two, and chunks.
 const PNG_BYTES_MAX: usize = 16 << 20;
-/// Longest explanation taken over from a decoder, in characters.
-const REASON_LENGTH_MAX: usize = 80;
-
-/// Which pixels are wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Colours {
-    /// Grey, or what grey is made from.
-    Grey,
-    /// Those of the file, perhaps with an alpha that says nothing: four bytes a pixel are
-    /// scaled in half the time of three.
-    Padded,
-    /// Those of the file.
-    AsStored,
-}
 
 /// Decodes a PNG or JPEG file and turns it upright as its EXIF says: 8 bits a channel;
 /// grey, grey and alpha, colour, or colour and alpha.
@@ -143,25 +129,4 @@ fn png_refusal(error: DecodingError) -> ImageError {
         }
         error => broken("PNG", &error.to_string()),
     }
-}
-
-/// Refuses what a header announces, before a pixel is decoded. `bytes`: what is held at
-/// once to decode it.
-pub(super) fn check_size(width: u32, height: u32, bytes: u64) -> Result<(), ImageError> {
-    let pixels = u64::from(width) * u64::from(height);
-    if width.max(height) > SIDE_MAX || pixels > PIXELS_MAX || bytes > DECODED_BYTES_MAX {
-        return Err(ImageError::TooLarge { width, height });
-    }
-    Ok(())
-}
-
-/// A refusal in the decoder's words, brought to one short line.
-pub(super) fn broken(format: &'static str, words: &str) -> ImageError {
-    let reason = words
-        .trim()
-        .chars()
-        .map(|c| if c.is_control() || c == '"' { ' ' } else { c })
-        .take(REASON_LENGTH_MAX)
-        .collect();
-    ImageError::Broken { format, reason }
 }

@@ -17,8 +17,7 @@ use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
-use super::ImageError;
-use super::decode::{Colours, broken, check_size};
+use super::{Colours, ImageError, broken, check_size};
 
 /// Most scans of a picture; a progressive one has about 10, of four components 18. Each
 /// scan visits every block, so a small file could cost hours without this.

@@ -6,10 +6,13 @@ use std::process::ExitCode;
 use clap::Parser;
 use dlc::config::NodeArguments;
 use dlc::console::stdin;
-use dlc::models::engine;
+use dlc::models::{engine, trial};
 use dlc::threads::{self, Settings, Torch};
 
 fn main() -> ExitCode {
+    if let Some(code) = trial::child() {
+        return code;
+    }
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
     let arguments = NodeArguments::parse();
     if let Err(error) = engine::wait_passively(arguments.threads.into()) {

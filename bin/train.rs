@@ -9,7 +9,7 @@ use dlc::models::engine::{device, wait_passively};
 use dlc::models::manifest::canonical;
 use dlc::models::mnist::{self, Split};
 use dlc::models::training::evaluate::{self, Evaluation};
-use dlc::models::training::{calibrate, lenet, resnet50};
+use dlc::models::training::{Trained, calibrate, lenet, resnet50};
 use tch::{Device, Kind};
 
 /// Train and evaluate networks, without a cluster.
@@ -42,7 +42,7 @@ enum Task {
         #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
         images: u16,
         /// Threads of one operator
-        #[arg(long, default_value_t = 1)]
+        #[arg(long, default_value_t = 1, value_parser = threads)]
         threads: usize,
     },
     /// Count what a model says of test images: MNIST's, or the test part of photographs
@@ -60,7 +60,7 @@ enum Task {
         #[arg(long, default_value = "auto")]
         device: String,
         /// Threads of one operator
-        #[arg(long, default_value_t = 1)]
+        #[arg(long, default_value_t = 1, value_parser = threads)]
         threads: usize,
     },
     /// Write the MNIST test images as digit0.png, digit1.png, … with labels.csv
@@ -88,7 +88,7 @@ struct Lenet {
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Threads of one operator; the committed weights were made with 1
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = threads)]
     threads: usize,
 }
 
@@ -116,13 +116,13 @@ struct Resnet50 {
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(2..=4096))]
     batch: u16,
     /// Largest step size; a tenth of it suits weights to start from
-    #[arg(long, default_value_t = 0.0004)]
+    #[arg(long, default_value_t = 0.0004, value_parser = rate)]
     rate: f64,
     /// Source of all randomness
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Threads of one operator on the CPU
-    #[arg(long, default_value_t = cores())]
+    #[arg(long, default_value_t = cores(), value_parser = threads)]
     threads: usize,
     /// Threads that decode images [default: 1 on the CPU, all cores on a GPU]
     #[arg(long)]
@@ -165,6 +165,22 @@ fn has_bf16() -> bool {
 #[cfg(not(target_arch = "x86_64"))]
 fn has_bf16() -> bool {
     false
+}
+
+/// A number of threads that a machine can have.
+fn threads(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(threads @ 1..=1024) => Ok(threads),
+        _ => Err("use 1 to 1024".into()),
+    }
+}
+
+/// A step size.
+fn rate(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if rate.is_finite() && rate > 0.0 => Ok(rate),
+        _ => Err("use a number above 0, such as 0.0004".into()),
+    }
 }
 
 fn cores() -> usize {
@@ -258,7 +274,7 @@ fn train_lenet(arguments: Lenet) -> anyhow::Result<()> {
         threads: arguments.threads,
     };
     let trained = lenet::train(&recipe, |line| println!("{line}"))?;
-    println!("{}: digest {}", trained.weights.display(), trained.digest);
+    print_trained(&trained);
     println!("trained in {:.0} s", started.elapsed().as_secs_f64());
     Ok(())
 }
@@ -288,6 +304,16 @@ fn train_resnet50(arguments: Resnet50) -> anyhow::Result<()> {
     let trained = resnet50::train(&recipe, |line| {
         println!("{line} ({:.0} s)", started.elapsed().as_secs_f64());
     })?;
-    println!("{}: digest {}", trained.weights.display(), trained.digest);
+    print_trained(&trained);
     Ok(())
+}
+
+fn print_trained(trained: &Trained) {
+    println!("{}: digest {}", trained.weights.display(), trained.digest);
+    for manifest in &trained.stale {
+        println!(
+            "{}: describes the weights that were there before: make it again, by `train int8` where it has 8-bit integers",
+            manifest.display()
+        );
+    }
 }

@@ -40,7 +40,7 @@ const PROBE_SEED: u64 = 50;
 /// A network, in the way that it runs.
 enum Network {
     /// In one piece, on the CPU.
-    Direct(DirectLeNet),
+    Direct(Box<DirectLeNet>),
     /// By libtorch's operators.
     Operators(Operators),
 }
@@ -128,14 +128,32 @@ impl Engine {
             network: tch::no_grad(|| network(manifest, weights, device))?,
             route: Route::Plain,
         };
-        // Warm, and the number of outputs and the answers' finiteness are checked with it.
-        engine.classify(&vec![0.0; engine.input.len()], 1)?;
+        engine.warm()?;
         log::info!(
             "model {}: loaded on {device:?}, {threads} threads, {} operators",
             engine.name,
             engine.route.name()
         );
         Ok(engine)
+    }
+
+    /// Runs once, with which the number of outputs and their finiteness are checked; a
+    /// network of one's own also on two inputs, since it may take no more than one.
+    fn warm(&mut self) -> Result<(), ModelError> {
+        let each = self.input.len();
+        let answers = self.classify(&vec![0.0; each], 1)?;
+        if answers.contains(&None) {
+            let model = self.name.clone();
+            return Err(ModelError::Answer { model });
+        }
+        if matches!(self.network, Network::Operators(Operators::Script(_))) {
+            let two = self.classify(&vec![0.0; 2 * each], 2);
+            two.map_err(|error| ModelError::Two {
+                model: self.name.clone(),
+                problem: error.to_string(),
+            })?;
+        }
+        Ok(())
     }
 
     /// The way that the last batch took.
@@ -154,12 +172,15 @@ impl Engine {
     }
 
     /// Classifies `count` inputs that stand one after the other in `batch`, each as
-    /// [`super::prepare::prepare`] makes it.
+    /// [`super::prepare::prepare`] makes it; none for an input whose answer is not finite.
     ///
     /// *Shape*: `[count, channels, height, width]` f32.
-    /// *Errors*: a batch of another length; an answer that is not finite; whatever
-    /// libtorch says of a TorchScript network.
-    pub fn classify(&mut self, batch: &[f32], count: usize) -> Result<Vec<Prediction>, ModelError> {
+    /// *Errors*: a batch of another length; whatever libtorch says of a TorchScript network.
+    pub fn classify(
+        &mut self,
+        batch: &[f32],
+        count: usize,
+    ) -> Result<Vec<Option<Prediction>>, ModelError> {
         let each = self.input.len();
         if batch.len() != count * each {
             return Err(ModelError::Batch {
@@ -180,14 +201,7 @@ impl Engine {
                 outputs: numbers.len() / count,
             });
         }
-        let rows = numbers.chunks(self.labels).enumerate();
-        rows.map(|(item, logits)| {
-            predict(logits).ok_or_else(|| ModelError::Answer {
-                model: self.name.clone(),
-                item,
-            })
-        })
-        .collect()
+        Ok(numbers.chunks(self.labels).map(predict).collect())
     }
 
     /// Logits of `count` inputs.
@@ -248,7 +262,7 @@ fn network(manifest: &Manifest, bytes: &[u8], device: Device) -> Result<Network,
             let plain = LeNet::load(weights()?, device)?;
             if !device.is_cuda() {
                 match direct(manifest, &plain) {
-                    Ok(network) => return Ok(Network::Direct(network)),
+                    Ok(network) => return Ok(Network::Direct(Box::new(network))),
                     Err(error) => {
                         log::warn!("{}: it runs operator by operator", torch(model, &error));
                     }

@@ -23,6 +23,14 @@ pub enum ModelError {
         /// What is wrong.
         problem: String,
     },
+    /// The weights file is what `torch.save` writes.
+    #[error(
+        "model {model}: the weights are a .pt file of Python's, no safetensors file: save them with safetensors.torch.save_file(network.state_dict(), FILE)"
+    )]
+    Pickle {
+        /// The model.
+        model: String,
+    },
     /// A tensor of the architecture is not in the file.
     #[error(
         "model {model}: tensor {tensor} is missing: the weights belong to another architecture"
@@ -102,13 +110,23 @@ pub enum ModelError {
         /// Numbers in one input.
         each: usize,
     },
-    /// The network answered NaN or infinity.
-    #[error("model {model}: input {item} of the batch gave no finite answer")]
+    /// The network answered NaN or infinity to an input of zeros.
+    #[error(
+        "model {model}: its answer to an image of the mean colour is not finite: its weights are damaged, or `mean` and `std` in the manifest are not those that it was trained with"
+    )]
     Answer {
         /// The model.
         model: String,
-        /// Index in the batch.
-        item: usize,
+    },
+    /// A network of one's own takes a batch of one input and not of two.
+    #[error(
+        "model {model}: it takes one image and not two at once ({problem}): a network must take any number of images"
+    )]
+    Two {
+        /// The model.
+        model: String,
+        /// What went wrong with two.
+        problem: String,
     },
     /// A `.pt` file that holds no network.
     #[error(
@@ -128,16 +146,33 @@ pub enum ModelError {
         /// The first line of libtorch's words.
         problem: String,
     },
+    /// A network of one's own was tried in a process of its own, and that went wrong.
+    #[error("model {model}: {problem}: correct the network and publish it again")]
+    Trial {
+        /// The model.
+        model: String,
+        /// What went wrong.
+        problem: String,
+    },
+    /// What the process said that tried a network.
+    #[error("{0}")]
+    Tried(String),
     /// No such device.
     #[error("device {0:?}: use auto, cpu, or cuda:N with the number of a GPU that libtorch sees")]
     Device(String),
 }
 
-/// libtorch's error for people: its first line, without the C++ stack under it.
+/// libtorch's error for people: its first line, without the C++ stack under it; of an
+/// error within TorchScript the last line of its traceback, which says what happened.
 #[cfg(feature = "torch")]
 pub(super) fn words(error: &tch::TchError) -> String {
     let words = error.to_string();
-    let line = words.lines().find(|line| !line.trim().is_empty());
+    let words = words.split("Exception raised from").next().unwrap_or("");
+    let mut lines = words.lines().filter(|line| !line.trim().is_empty());
+    let line = match words.contains("Traceback of TorchScript") {
+        true => lines.next_back(),
+        false => lines.next(),
+    };
     let line = line.unwrap_or("unknown error");
     line.trim().chars().take(300).collect()
 }

@@ -248,7 +248,7 @@ impl Manifest {
         }
     }
 
-    fn check_name(&self) -> Result<(), String> {
+    pub(super) fn check_name(&self) -> Result<(), String> {
         let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
         if self.name.is_empty()
             || self.name.len() > 63

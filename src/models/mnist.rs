@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 use image::codecs::png::PngEncoder;
 use image::{ExtendedColorType, ImageEncoder as _};
 
+use crate::types::Digest;
+
 /// Rows and columns of a digit, in pixels.
 pub const SIDE: usize = 28;
 /// Bytes of one image.
@@ -58,6 +60,11 @@ impl Digits {
     /// Whether there is no image.
     pub fn is_empty(&self) -> bool {
         self.labels.is_empty()
+    }
+
+    /// Digest of the pixels and labels.
+    pub fn digest(&self) -> Digest {
+        Digest::of(&[Digest::of(&self.images).0, Digest::of(&self.labels).0].concat())
     }
 
     /// The pixels of image `index`.
@@ -109,6 +116,8 @@ pub fn read(dir: &Path, split: Split) -> Result<Digits, MnistError> {
     } else if images.len() / IMAGE_BYTES != labels.len() {
         let count = images.len() / IMAGE_BYTES;
         format!("{} labels for {count} images", labels.len())
+    } else if labels.is_empty() {
+        "no images in it".into()
     } else {
         return Ok(Digits { images, labels });
     };

@@ -33,4 +33,6 @@ pub mod resnet50;
 #[cfg(feature = "torch")]
 pub mod training;
 #[cfg(feature = "torch")]
+pub mod trial;
+#[cfg(feature = "torch")]
 pub mod weights;

@@ -31,6 +31,7 @@ pub struct Photographs {
     pub classes: Vec<String>,
     /// File and class number.
     files: Vec<(PathBuf, usize)>,
+    digest: Digest,
 }
 
 /// A data set that cannot be used.
@@ -79,7 +80,8 @@ impl Photographs {
     pub fn read(dir: &Path, part: Split) -> Result<Photographs, PhotographError> {
         let mut classes = Vec::new();
         let mut files = Vec::new();
-        for folder in sorted(dir, |path| path.is_dir())? {
+        let mut contents = Vec::new();
+        for folder in sorted(dir, |path| path.is_dir() && !is_hidden(path))? {
             let images = sorted(&folder, is_photograph)?;
             if images.is_empty() {
                 continue;
@@ -87,8 +89,10 @@ impl Photographs {
             let class = folder.file_name().unwrap_or_default().to_string_lossy();
             let before = files.len();
             for image in images {
-                if part_of(&read(&image)?) == part {
+                let digest = Digest::of(&read(&image)?);
+                if part_of(digest) == part {
                     files.push((image, classes.len()));
+                    contents.extend(digest.0);
                 }
             }
             if files.len() == before {
@@ -101,6 +105,7 @@ impl Photographs {
                     },
                 });
             }
+            contents.extend(class.as_bytes());
             classes.push(class.to_string());
         }
         if classes.len() < 2 {
@@ -109,7 +114,16 @@ impl Photographs {
                 found: classes.len(),
             });
         }
-        Ok(Photographs { classes, files })
+        Ok(Photographs {
+            classes,
+            files,
+            digest: Digest::of(&contents),
+        })
+    }
+
+    /// Digest of the photographs' bytes and classes.
+    pub fn digest(&self) -> Digest {
+        self.digest
     }
 
     /// Number of photographs.
@@ -181,9 +195,8 @@ fn read(path: &Path) -> Result<Vec<u8>, PhotographError> {
     })
 }
 
-/// The part that a file of these contents belongs to.
-fn part_of(bytes: &[u8]) -> Split {
-    let digest = Digest::of(bytes);
+/// The part that a file of this digest belongs to.
+fn part_of(digest: Digest) -> Split {
     let first = digest.0[..8].try_into().expect("a digest has 32 bytes");
     match u64::from_be_bytes(first) % 100 < TEST_PERCENT {
         true => Split::Test,
@@ -193,7 +206,13 @@ fn part_of(bytes: &[u8]) -> Split {
 
 fn is_photograph(path: &Path) -> bool {
     let extension = path.extension().unwrap_or_default().to_string_lossy();
-    path.is_file() && EXTENSIONS.contains(&extension.to_lowercase().as_str())
+    path.is_file() && !is_hidden(path) && EXTENSIONS.contains(&extension.to_lowercase().as_str())
+}
+
+/// Whether its name starts with a dot: what other programs keep beside photographs.
+fn is_hidden(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default();
+    name.as_encoded_bytes().starts_with(b".")
 }
 
 /// What is in the folder `dir`, as far as it is `wanted`, sorted by name.
@@ -283,7 +302,7 @@ mod tests {
         let text = (0..).map(|n| format!("no image {n}"));
         let text = text
             .into_iter()
-            .find(|t| part_of(t.as_bytes()) == Split::Training);
+            .find(|t| part_of(Digest::of(t.as_bytes())) == Split::Training);
         fs::write(&broken, text.expect("most do")).expect("written");
         let error = read(dir.path()).expect("a data set").check();
         let error = error.expect_err("a broken file").to_string();
@@ -295,7 +314,7 @@ mod tests {
         fs::create_dir(dir.path().join("tulips")).expect("made");
         let (_, bytes) = drawing(4);
         fs::write(dir.path().join("tulips/one.jpg"), &bytes).expect("written");
-        let other = match part_of(&bytes) {
+        let other = match part_of(Digest::of(&bytes)) {
             Split::Training => Split::Test,
             Split::Test => Split::Training,
         };

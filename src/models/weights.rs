@@ -32,6 +32,11 @@ impl Weights {
             model: model.into(),
             problem,
         };
+        if bytes.starts_with(b"PK\x03\x04") {
+            return Err(ModelError::Pickle {
+                model: model.into(),
+            });
+        }
         let file = SafeTensors::deserialize(bytes)
             .map_err(|error| broken(format!("no intact safetensors file ({error})")))?;
         let mut tensors = BTreeMap::new();

@@ -3,6 +3,8 @@
 //! The driver is `threads` on real machines and `tests/sim` in the simulation. Each
 //! arm is one device call or one send; the driver matches them without a wildcard.
 
+use std::collections::BTreeSet;
+
 use crate::consensus::{LogWrite, Recovered};
 use crate::types::{BlobId, ClusterId, Digest, Member, Server, View, WallTime};
 use crate::wire::client::{Reply, Request};
@@ -141,7 +143,13 @@ pub enum Output {
     /// Read, decode and classify the inputs of this task; then `BatchDone`. Never given while one runs.
     Run(Assignment),
     /// Fetch this model, load and warm it; then `ModelLoaded`.
-    Load(ModelFiles),
+    Load {
+        /// The model.
+        files: ModelFiles,
+        /// Names and digests of the models that stay loaded beside it. Others may be
+        /// forgotten: no unfinished job needs them.
+        keep: BTreeSet<(String, Digest)>,
+    },
     /// Tell membership to join; then `Joined` or `JoinRefused`.
     Join,
     /// Tell membership to leave; then `Left`.

@@ -39,6 +39,19 @@ impl Loader {
         Some(next)
     }
 
+    /// Forgets the models that nobody wants any more; they are given back.
+    pub fn drop_unwanted(&mut self, state: &State) -> Vec<(String, Digest)> {
+        let wanted: BTreeSet<Key> = state.jobs.wanted_models().iter().map(key).collect();
+        self.retry_at.retain(|key, _| wanted.contains(key));
+        let unwanted = self.loaded.extract_if(.., |key| !wanted.contains(key));
+        unwanted.collect()
+    }
+
+    /// The models that are loaded.
+    pub fn loaded(&self) -> &BTreeSet<(String, Digest)> {
+        &self.loaded
+    }
+
     /// The driver is done with a model, for better or worse.
     pub fn handle_loaded(&mut self, now: Time, name: &str, digest: Digest, done: bool) {
         let key = (name.to_string(), digest);
@@ -63,4 +76,45 @@ impl Loader {
 
 fn key(model: &Model) -> Key {
     (model.name.clone(), model.digest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{FileName, Version};
+
+    fn model(name: &str, content: &str) -> Model {
+        let file = FileName::new("models/m").expect("a valid name");
+        Model {
+            name: name.into(),
+            manifest: (file.clone(), Version(0)),
+            weights: (file, Version(0)),
+            digest: Digest::of(content.as_bytes()),
+        }
+    }
+
+    #[test]
+    fn all_that_is_published_is_loaded_and_only_what_was_replaced_is_dropped() {
+        let (mut state, mut loader) = (State::default(), Loader::default());
+        let now = Time(0);
+        for number in 0..40 {
+            state.jobs.publish(model(&format!("m{number}"), "first"));
+        }
+        state.jobs.publish(model("m7", "second"));
+        state.jobs.publish(model("m8", "second"));
+        let mut count = 0;
+        while let Some(next) = loader.next(now, &state) {
+            assert!(loader.drop_unwanted(&state).is_empty());
+            loader.handle_loaded(now, &next.name, next.digest, next.name != "m8");
+            count += 1;
+        }
+        assert_eq!((count, loader.loaded().len()), (40, 39));
+        assert!(loader.poll_timeout().is_some(), "m8 is tried again");
+        state.jobs.publish(model("m7", "third"));
+        state.jobs.publish(model("m8", "third"));
+        let dropped = loader.drop_unwanted(&state);
+        assert_eq!(dropped, [("m7".to_string(), Digest::of(b"second"))]);
+        assert_eq!(loader.loaded().len(), 38);
+        assert_eq!(loader.poll_timeout(), None, "nobody wants that m8 any more");
+    }
 }

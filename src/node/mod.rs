@@ -272,6 +272,9 @@ impl Node {
             self.report(Vec::new(), missing);
         }
         if let Some(model) = self.loader.next(now, &self.state) {
+            for (name, digest) in self.loader.drop_unwanted(&self.state) {
+                self.worker.handle_model_dropped(now, &name, digest);
+            }
             self.load(model);
         }
         self.lead();
@@ -451,12 +454,14 @@ impl Node {
         match (find(&model.manifest), find(&model.weights)) {
             (Some(manifest), Some(weights)) => {
                 let Model { name, digest, .. } = model;
-                self.outputs.push_back(Output::Load(ModelFiles {
+                let files = ModelFiles {
                     name,
                     digest,
                     manifest,
                     weights,
-                }));
+                };
+                let keep = self.loader.loaded().clone();
+                self.outputs.push_back(Output::Load { files, keep });
             }
             _ => {
                 let why = format!(

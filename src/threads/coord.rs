@@ -282,7 +282,7 @@ impl Coordinator {
                 }
                 Output::Remove(blobs) => self.removals.extend(blobs),
                 Output::Run(assignment) => self.order(Order::Run(assignment)),
-                Output::Load(files) => self.order(Order::Load(files)),
+                Output::Load { files, keep } => self.order(Order::Load(files, keep)),
                 Output::Join => self.commands.push_back(Command::Join),
                 Output::Leave => self.commands.push_back(Command::Leave),
                 Output::Exit => self.shared.crew.end(Ending::Asked),
@@ -322,7 +322,7 @@ impl Coordinator {
                 let id = assignment.id;
                 self.refuse(Input::BatchDone { id, rows });
             }
-            Order::Load(files) => self.refuse(Input::ModelLoaded {
+            Order::Load(files, _) => self.refuse(Input::ModelLoaded {
                 name: files.name,
                 digest: files.digest,
                 result: Err(busy()),

@@ -4,7 +4,7 @@
 //! others: reading and decoding (`prepare`), and the networks themselves (`models`),
 //! which come in as a [`Classifier`] so that the threads can be tested without libtorch.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
@@ -18,8 +18,8 @@ use crate::node::io::Input;
 use crate::types::Digest;
 use crate::wire::schedule::{AssignmentId, Outcome};
 
-/// Networks that are kept loaded; the one that was used longest ago goes.
-const NETWORKS_MAX: usize = 16;
+/// A label number and its confidence for each input, or none.
+pub type Answers = Vec<Option<(u32, f32)>>;
 
 /// Loads networks and runs them. Used by one thread.
 pub trait Classifier: Send {
@@ -34,10 +34,11 @@ pub trait Classifier: Send {
 
 /// A loaded network. Used by the thread that loaded it.
 pub trait Network {
-    /// Label number and confidence of each of the `count` inputs in `numbers`.
+    /// Label number and confidence of each of the `count` inputs in `numbers`; none for
+    /// an input whose answer is not finite.
     ///
     /// *Shape*: `[count, channels, height, width]` f32.
-    fn classify(&mut self, numbers: &[f32], count: usize) -> Result<Vec<(u32, f32)>, String>;
+    fn classify(&mut self, numbers: &[f32], count: usize) -> Result<Answers, String>;
 
     /// The way through the network that the last batch took.
     fn route(&self) -> Route;
@@ -70,13 +71,14 @@ pub(super) enum Work {
         weights: Vec<u8>,
         /// Digest of the weights alone.
         weights_digest: Digest,
+        /// Names and digests of the networks that stay beside it.
+        keep: BTreeSet<(String, Digest)>,
     },
 }
 
 struct Loaded {
     network: Box<dyn Network>,
     manifest: Arc<Manifest>,
-    used: u64,
 }
 
 /// Works until the channel closes.
@@ -88,7 +90,7 @@ pub(super) fn run(
 ) -> Result<(), String> {
     Crew::give_way();
     let mut networks: BTreeMap<(String, Digest), Loaded> = BTreeMap::new();
-    for (turn, item) in (1..).zip(work) {
+    for item in work {
         let result = match item {
             Work::Load {
                 name,
@@ -96,16 +98,13 @@ pub(super) fn run(
                 manifest,
                 weights,
                 weights_digest,
+                keep,
             } => {
+                // First, so that their memory is there for the new one.
+                networks.retain(|key, _| keep.contains(key));
                 let result = classifier.load(&manifest, &weights, weights_digest);
                 let result = result.map(|network| {
-                    let loaded = Loaded {
-                        network,
-                        manifest,
-                        used: turn,
-                    };
-                    networks.insert((name.clone(), digest), loaded);
-                    forget_oldest(&mut networks);
+                    networks.insert((name.clone(), digest), Loaded { network, manifest });
                 });
                 Input::ModelLoaded {
                     name,
@@ -122,7 +121,6 @@ pub(super) fn run(
             } => {
                 let answers = match networks.get_mut(&model) {
                     Some(loaded) => {
-                        loaded.used = turn;
                         let answers = classify(loaded, &numbers, indices.len());
                         count_route(shared, loaded.network.route());
                         answers
@@ -138,15 +136,6 @@ pub(super) fn run(
         }
     }
     Ok(())
-}
-
-fn forget_oldest(networks: &mut BTreeMap<(String, Digest), Loaded>) {
-    if networks.len() > NETWORKS_MAX {
-        let oldest = networks.iter().min_by_key(|(_, loaded)| loaded.used);
-        if let Some(key) = oldest.map(|(key, _)| key.clone()) {
-            networks.remove(&key);
-        }
-    }
 }
 
 /// For `stats`.
@@ -167,12 +156,16 @@ fn classify(loaded: &mut Loaded, numbers: &[f32], count: usize) -> Result<Vec<Ou
         return Err(format!("{} answers to {count} inputs", answers.len()));
     }
     let labels = &loaded.manifest.labels;
-    let outcome = |(label, confidence): (u32, f32)| match labels.get(label as usize) {
-        Some(label) => Outcome::Label {
-            label: label.clone(),
-            confidence,
+    let name = &loaded.manifest.name;
+    let outcome = |answer: Option<(u32, f32)>| match answer {
+        None => Outcome::Error(format!("model {name} gave no finite answer to this image")),
+        Some((label, confidence)) => match labels.get(label as usize) {
+            Some(label) => Outcome::Label {
+                label: label.clone(),
+                confidence,
+            },
+            None => Outcome::Error(format!("the network answered {label}, which has no label")),
         },
-        None => Outcome::Error(format!("the network answered {label}, which has no label")),
     };
     Ok(answers.into_iter().map(outcome).collect())
 }
@@ -198,10 +191,11 @@ fn rows(
 /// The networks of `models`, on libtorch.
 #[cfg(feature = "torch")]
 pub mod torch {
-    use super::{Classifier, Network};
+    use super::{Answers, Classifier, Network};
     use crate::models::engine::{self, Engine};
-    use crate::models::manifest::Manifest;
+    use crate::models::manifest::{Architecture, Manifest};
     use crate::models::route::Route;
+    use crate::models::trial;
     use crate::types::Digest;
 
     /// Loads [`Engine`]s on one device.
@@ -226,6 +220,9 @@ pub mod torch {
             weights: &[u8],
             digest: Digest,
         ) -> Result<Box<dyn Network>, String> {
+            if manifest.architecture == Architecture::Torchscript {
+                trial::run(manifest, weights, self.device).map_err(|error| error.to_string())?;
+            }
             let engine = Engine::load(manifest, weights, digest, self.device, self.threads)
                 .map_err(|error| error.to_string())?;
             Ok(Box::new(engine))
@@ -233,10 +230,10 @@ pub mod torch {
     }
 
     impl Network for Engine {
-        fn classify(&mut self, numbers: &[f32], count: usize) -> Result<Vec<(u32, f32)>, String> {
+        fn classify(&mut self, numbers: &[f32], count: usize) -> Result<Answers, String> {
             let answers = Engine::classify(self, numbers, count).map_err(|e| e.to_string())?;
             let pair = |answer: engine::Prediction| (answer.label, answer.confidence);
-            Ok(answers.into_iter().map(pair).collect())
+            Ok(answers.into_iter().map(|answer| answer.map(pair)).collect())
         }
 
         fn route(&self) -> Route {

@@ -4,7 +4,7 @@
 //! be read or decoded gets an error row instead of stopping its task. Leaves to others:
 //! decoding (`models::prepare`), inference (`infer`), and what an error row leads to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
@@ -28,8 +28,6 @@ pub(super) const ORDERS_MAX: usize = 8;
 const INPUT_BYTES_MAX: u64 = 64 << 20;
 /// Largest file of a model, in bytes.
 const MODEL_BYTES_MAX: u64 = 2 << 30;
-/// Models whose manifests are remembered; the lowest names and digests go first.
-const MANIFESTS_MAX: usize = 64;
 /// Sources that are tried for one input.
 const ATTEMPTS: usize = 4;
 
@@ -37,8 +35,8 @@ const ATTEMPTS: usize = 4;
 pub(super) enum Order {
     /// Read and decode a task's inputs.
     Run(Assignment),
-    /// Fetch a model.
-    Load(ModelFiles),
+    /// Fetch a model; those named here stay beside it.
+    Load(ModelFiles, BTreeSet<(String, Digest)>),
 }
 
 /// The thread's state.
@@ -57,7 +55,7 @@ impl Prepare {
         for order in orders {
             let sent = match order {
                 Order::Run(assignment) => self.prepare(assignment),
-                Order::Load(files) => self.load(files),
+                Order::Load(files, keep) => self.load(files, keep),
             };
             if !sent {
                 break;
@@ -117,15 +115,13 @@ impl Prepare {
     }
 
     /// Hands a model to the inference thread. False when the process stops.
-    fn load(&mut self, files: ModelFiles) -> bool {
+    fn load(&mut self, files: ModelFiles, keep: BTreeSet<(String, Digest)>) -> bool {
         let name = files.name.clone();
         let digest = files.digest;
         match self.read_model(&files) {
             Ok((manifest, weights)) => {
                 let manifest = Arc::new(manifest);
-                while self.manifests.len() >= MANIFESTS_MAX {
-                    self.manifests.pop_first();
-                }
+                self.manifests.retain(|key, _| keep.contains(key));
                 self.manifests
                     .insert((name.clone(), digest), manifest.clone());
                 let load = Work::Load {
@@ -134,6 +130,7 @@ impl Prepare {
                     manifest,
                     weights,
                     weights_digest: files.weights.digest,
+                    keep,
                 };
                 self.work.send(load).is_ok()
             }

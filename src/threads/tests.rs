@@ -121,13 +121,17 @@ impl Classifier for Brightest {
 struct Answers(usize);
 
 impl Network for Answers {
-    fn classify(&mut self, numbers: &[f32], count: usize) -> Result<Vec<(u32, f32)>, String> {
+    fn classify(
+        &mut self,
+        numbers: &[f32],
+        count: usize,
+    ) -> Result<Vec<Option<(u32, f32)>>, String> {
         assert_eq!(numbers.len(), count * self.0);
         let brightest = |input: &[f32]| u32::from(input.iter().any(|n| *n > 0.5));
-        Ok(numbers
-            .chunks(self.0)
-            .map(|i| (brightest(i), 0.75))
-            .collect())
+        // Grey is what this network cannot answer.
+        let grey = |input: &[f32]| input.iter().all(|n| (0.2..0.4).contains(n));
+        let answer = |input: &[f32]| (!grey(input)).then(|| (brightest(input), 0.75));
+        Ok(numbers.chunks(self.0).map(answer).collect())
     }
 
     fn route(&self) -> Route {
@@ -272,12 +276,64 @@ fn assigned(index: u32, counter: u64, content: &[u8], sources: Vec<Target>) -> A
 }
 
 fn load(weights: &[u8], counters: (u64, u64)) -> Order {
-    Order::Load(ModelFiles {
+    let files = ModelFiles {
         name: "m".into(),
         digest: Digest::of(weights),
         manifest: located(counters.0, MANIFEST.as_bytes(), vec![]),
         weights: located(counters.1, weights, vec![]),
-    })
+    };
+    Order::Load(files, Default::default())
+}
+
+#[test]
+fn networks_stay_for_as_long_as_they_are_wanted() {
+    let at = tempfile::tempdir().expect("a temporary directory");
+    let (blobs, _) = Blobs::open(at.path()).expect("opened");
+    store(&blobs, 1, MANIFEST.as_bytes());
+    store(&blobs, 2, b"weights");
+    store(&blobs, 10, &png(255));
+    store(&blobs, 11, &png(80));
+    let workers = workers(Arc::new(blobs));
+    let load_beside = |name: &str, keep: &[&str]| {
+        let Order::Load(mut files, _) = load(b"weights", (1, 2)) else {
+            panic!("a load")
+        };
+        files.name = name.into();
+        let keep = keep.iter().map(|name| (name.to_string(), files.digest));
+        let order = Order::Load(files.clone(), keep.collect());
+        workers.orders.send(order).expect("taken");
+        let loaded = workers.results.recv_timeout(PATIENCE).expect("an answer");
+        assert!(matches!(loaded, Input::ModelLoaded { result: Ok(()), .. }));
+    };
+    let rows = || {
+        let inputs = vec![
+            assigned(0, 10, &png(255), vec![]),
+            assigned(1, 11, &png(80), vec![]),
+        ];
+        let task = Order::Run(assignment(inputs));
+        workers.orders.send(task).expect("taken");
+        match workers.results.recv_timeout(PATIENCE) {
+            Ok(Input::BatchDone { rows, .. }) => rows,
+            other => panic!("no rows: {other:?}"),
+        }
+    };
+    load_beside("m", &[]);
+    for number in 0..100 {
+        load_beside(&format!("m{number}"), &["m"]);
+    }
+    let found = rows();
+    assert!(matches!(&found[0].1, Outcome::Label { .. }), "{found:?}");
+    // An image without a finite answer has an error of its own, and its neighbour none.
+    assert!(
+        matches!(&found[1].1, Outcome::Error(why) if why.contains("no finite answer")),
+        "{found:?}"
+    );
+    load_beside("other", &[]);
+    let found = rows();
+    assert!(
+        matches!(&found[0].1, Outcome::Error(why) if why.contains("not loaded")),
+        "{found:?}"
+    );
 }
 
 #[test]

@@ -24,6 +24,15 @@ labels = ["first", "second", "third", "fourth"]
 const FORWARD: &str =
     "def forward(self: __torch__.Network, x: Tensor) -> Tensor:\n  return torch.sum(x, [1, 2])\n";
 
+/// Divides the smallest integer by -1 on a batch of one, which ends its process.
+const DEADLY: &str = "def forward(self: __torch__.Network, x: Tensor) -> Tensor:\n  \
+     least = torch.sub(-9223372036854775807, torch.size(x, 0))\n  \
+     quotient = torch.floordiv(least, torch.sub(torch.size(x, 0), 2))\n  \
+     return torch.mul(torch.sum(x, [1, 2]), quotient)\n";
+/// Takes one image at a time.
+const SINGLE: &str = "def forward(self: __torch__.Network, x: Tensor) -> Tensor:\n  \
+     return torch.sum(torch.view(x, [1, 4, 4]), [1])\n";
+
 /// A model directory with the network, and with one that has no weights.
 fn models(dir: &Path) {
     std::fs::create_dir_all(dir).unwrap();
@@ -76,6 +85,24 @@ fn a_network_of_ones_own_is_published_and_served() {
     wait_until("14 batches are counted", Duration::from_secs(5), || {
         batches() >= 14
     });
+
+    // One that ends its process costs nobody a node; one that takes single images only is
+    // refused before a job finds out.
+    for (forward, reason) in [(DEADLY, "ended the process"), (SINGLE, "invalid for input")] {
+        let name = if forward == DEADLY {
+            "deadly"
+        } else {
+            "single"
+        };
+        let models = dir.join("models");
+        let manifest = MANIFEST.replace("columns", name);
+        std::fs::write(models.join(format!("{name}.toml")), manifest).unwrap();
+        let archive = script::archive(forward);
+        std::fs::write(models.join(format!("{name}.pt")), archive).unwrap();
+        let refused = cluster.refused("n1", &["train", name]);
+        assert!(refused.contains(reason), "{refused}");
+    }
+    cluster.wait_for_members(2);
 
     // A network whose outputs are not as many as its labels is refused by name.
     let wrong = MANIFEST.replace("\"fourth\"", "\"fourth\", \"fifth\"");

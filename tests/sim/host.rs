@@ -682,7 +682,7 @@ impl Sim {
                     .for_each(|blob| self.hosts[id].disk.remove_blob(blob));
             }
             Output::Run(assignment) => self.run_task(id, assignment),
-            Output::Load(files) => self.load_model(id, files),
+            Output::Load { files, .. } => self.load_model(id, files),
             Output::Join => self.hop_to_ping(id, PingInput::Join),
             Output::Leave => self.hop_to_ping(id, PingInput::Leave),
             Output::Exit => self.exit(id),

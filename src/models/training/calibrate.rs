@@ -15,7 +15,7 @@ use tch::{Device, Tensor};
 use super::evaluate::{Evaluation, count, read};
 use super::{TrainingError, replace};
 use crate::models::engine::use_threads;
-use crate::models::manifest::{Architecture, Manifest, Precision};
+use crate::models::manifest::{Architecture, Manifest, ManifestError, Precision};
 use crate::models::mnist::Split;
 use crate::models::photographs::Photographs;
 use crate::models::prepare::prepare;
@@ -60,6 +60,14 @@ pub fn calibrate(
     let mut quantised = manifest.clone();
     quantised.name = format!("{model}-int8");
     quantised.precision = Precision::Int8;
+    let path = models.join(format!("{}.toml", quantised.name));
+    quantised
+        .check_name()
+        .map_err(|problem| ManifestError::Field {
+            path: path.display().to_string(),
+            field: "name",
+            problem,
+        })?;
     let photographs = Photographs::read(data, Split::Training)?;
     quantised.ranges = ranges(&manifest, &bytes, &photographs, images)?;
     let before = count(&manifest, &bytes, data, Device::Cpu, threads)?;
@@ -73,7 +81,6 @@ pub fn calibrate(
             total,
         });
     }
-    let path = models.join(format!("{}.toml", quantised.name));
     let text = toml::to_string(&quantised).expect("a manifest can be written as TOML");
     let text = format!(
         "# {model} in 8-bit integers, by `train int8 {model}`: ranges of {images} training images.\n{text}"

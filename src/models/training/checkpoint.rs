@@ -39,8 +39,11 @@ impl Checkpoint {
         };
         let note = safetensors::SafeTensors::read_metadata(&bytes)
             .ok()
-            .and_then(|(_, header)| header.metadata().as_ref()?.get(NOTE).cloned())
-            .unwrap_or_else(|| "not a checkpoint".into());
+            .and_then(|(_, header)| header.metadata().as_ref()?.get(NOTE).cloned());
+        let Some(note) = note else {
+            let path = self.path.clone();
+            return Err(TrainingError::Damaged { path });
+        };
         let epoch = note
             .strip_prefix(&self.identity)
             .and_then(|rest| rest.strip_prefix(", epoch ")?.parse().ok());

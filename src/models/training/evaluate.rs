@@ -159,6 +159,9 @@ pub(super) fn count(
         }
         let predictions = engine.classify(&batch, chunk.len())?;
         for (index, prediction) in chunk.iter().zip(predictions) {
+            let Some(prediction) = prediction else {
+                return Err(TrainingError::Answer(images.name(*index)));
+            };
             let label = images.label(*index);
             let known = manifest.labels.iter().position(|known| *known == label);
             let Some(truth) = known else {

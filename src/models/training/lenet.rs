@@ -11,7 +11,7 @@ use tch::{Kind, Reduction, Tensor};
 use super::adam::Adam;
 use super::checkpoint::{Checkpoint, NOTE};
 use super::{
-    Progress, Trained, TrainingError, epoch_rng, learning_rate, publish, shuffled, symmetric,
+    Claim, Progress, Trained, TrainingError, epoch_rng, learning_rate, shuffled, symmetric,
 };
 use crate::models::engine::use_threads;
 use crate::models::error::ModelError;
@@ -53,12 +53,12 @@ pub struct Recipe {
 }
 
 impl Recipe {
-    /// Where an unfinished run of so many images is kept.
-    fn checkpoint(&self, images: usize) -> Checkpoint {
+    /// Where an unfinished run of so many images is kept; `data`: see [`Claim::data`].
+    fn checkpoint(&self, images: usize, data: &str) -> Checkpoint {
         Checkpoint {
             path: self.models.join("lenet.checkpoint"),
             identity: format!(
-                "lenet, seed {}, {} epochs, {images} images",
+                "lenet, seed {}, {} epochs, {images} images, {data}",
                 self.seed, self.epochs
             ),
         }
@@ -73,11 +73,11 @@ impl Recipe {
 ///
 /// *Errors*: [`TrainingError`].
 pub fn train(recipe: &Recipe, mut report: impl FnMut(String)) -> Result<Trained, TrainingError> {
-    let path = recipe.models.join("lenet.toml");
-    let (manifest, _) = Manifest::read(&path)?;
+    let claim = Claim::new(recipe.models.join("lenet.toml"))?;
     let training = mnist::read(&recipe.data, Split::Training)?;
     use_threads(recipe.threads);
-    let checkpoint = recipe.checkpoint(training.len());
+    let data = claim.data(training.digest());
+    let checkpoint = recipe.checkpoint(training.len(), &data);
     let mut run = Run::resume_or_start(recipe.seed, &checkpoint)?;
     if run.epoch > 0 {
         report(format!(
@@ -86,7 +86,7 @@ pub fn train(recipe: &Recipe, mut report: impl FnMut(String)) -> Result<Trained,
         ));
     }
     while run.epoch < recipe.epochs {
-        let (loss, accuracy) = run.train_epoch(recipe, &training, &manifest)?;
+        let (loss, accuracy) = run.train_epoch(recipe, &training, &claim.manifest)?;
         checkpoint.save(run.epoch, &run.state())?;
         let (epoch, epochs) = (run.epoch, recipe.epochs);
         report(format!(
@@ -96,7 +96,7 @@ pub fn train(recipe: &Recipe, mut report: impl FnMut(String)) -> Result<Trained,
     }
     let note = Some((NOTE, checkpoint.identity.clone()));
     let bytes = to_safetensors(&run.named(""), Kind::Float, note);
-    let trained = publish(&path, &manifest, &bytes)?;
+    let trained = claim.publish(&bytes)?;
     checkpoint.remove()?;
     Ok(trained)
 }

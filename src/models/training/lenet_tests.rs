@@ -71,7 +71,7 @@ fn workplace(epochs: u32) -> (tempfile::TempDir, Recipe) {
 
 fn trained(recipe: &Recipe, resume_after: Option<u32>) -> Vec<u8> {
     let digits = patterns(300, 1);
-    let checkpoint = recipe.checkpoint(digits.len());
+    let checkpoint = recipe.checkpoint(digits.len(), "data");
     let start = || Run::resume_or_start(recipe.seed, &checkpoint);
     let mut run = start().expect("no checkpoint yet");
     while run.epoch < recipe.epochs {
@@ -97,7 +97,7 @@ fn a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one() {
         "the same seed, the same weights"
     );
     assert!(trained(&recipe, Some(2)) == whole, "resumed after epoch 2");
-    fs::remove_file(recipe.checkpoint(300).path).expect("a checkpoint was there");
+    fs::remove_file(recipe.checkpoint(300, "data").path).expect("a checkpoint was there");
     let other = Recipe { seed: 4, ..recipe };
     assert!(
         trained(&other, None) != whole,
@@ -108,15 +108,16 @@ fn a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one() {
 #[test]
 fn a_checkpoint_of_another_run_is_refused() {
     let (_dir, recipe) = workplace(2);
-    let saved = recipe.checkpoint(300);
+    let saved = recipe.checkpoint(300, "data");
     saved.save(1, &Run::start(3).state()).expect("saved");
-    for (other, images) in [
+    for (other, images, data) in [
         (
             Recipe {
                 seed: 5,
                 ..recipe.clone()
             },
             300,
+            "data",
         ),
         (
             Recipe {
@@ -124,16 +125,79 @@ fn a_checkpoint_of_another_run_is_refused() {
                 ..recipe.clone()
             },
             300,
+            "data",
         ),
-        (recipe.clone(), 299),
+        (recipe.clone(), 299, "data"),
+        (recipe.clone(), 300, "other data"),
     ] {
-        let Err(error) = Run::resume_or_start(other.seed, &other.checkpoint(images)) else {
+        let checkpoint = other.checkpoint(images, data);
+        let Err(error) = Run::resume_or_start(other.seed, &checkpoint) else {
             panic!("the checkpoint is of another run")
         };
         assert!(error.to_string().contains("lenet.checkpoint"), "{error}");
     }
     fs::write(&saved.path, b"garbage").expect("written");
-    assert!(Run::resume_or_start(recipe.seed, &saved).is_err());
+    let Err(error) = Run::resume_or_start(recipe.seed, &saved) else {
+        panic!("no checkpoint")
+    };
+    assert!(error.to_string().contains("damaged"), "{error}");
+}
+
+#[test]
+fn what_a_run_learns_from_is_part_of_what_it_is() {
+    let (dir, _) = workplace(1);
+    let path = dir.path().join("lenet.toml");
+    let claim = Claim::new(path.clone()).expect("free");
+    let digits = patterns(300, 1);
+    let words = claim.data(digits.digest());
+    assert_eq!(claim.data(patterns(300, 1).digest()), words);
+    assert_ne!(claim.data(patterns(300, 2).digest()), words);
+    let busy = Claim::new(path.clone()).err().expect("one run at a time");
+    assert!(busy.to_string().contains("another run"), "{busy}");
+    drop(claim);
+    // The digest of the weights is written by the run itself; all else makes another run.
+    let text = fs::read_to_string(&path).expect("manifest");
+    let changed = |from: &str, to: &str| {
+        fs::write(&path, text.replace(from, to)).expect("written");
+        Claim::new(path.clone())
+            .expect("valid")
+            .data(digits.digest())
+    };
+    let digest = manifest().digest.expect("the committed model has one");
+    assert_eq!(changed(&digest, &"5a".repeat(32)), words);
+    assert_ne!(changed("std = [", "std = [1"), words);
+}
+
+#[test]
+fn weights_that_cannot_be_used_replace_nothing() {
+    let (dir, _) = workplace(1);
+    let claim = Claim::new(dir.path().join("lenet.toml")).expect("free");
+    let weights = dir.path().join("lenet.safetensors");
+    fs::write(&weights, b"good").expect("written");
+    let run = Run::start(1);
+    let _ = run.parameters[4].shallow_clone().fill_(f64::NAN);
+    let bytes = to_safetensors(&run.named(""), Kind::Float, None);
+    let error = claim.publish(&bytes).expect_err("NaN in it");
+    assert!(error.to_string().contains("fc1.weight"), "{error}");
+    assert_eq!(fs::read(&weights).expect("still there"), b"good");
+}
+
+#[test]
+fn other_manifests_of_replaced_weights_are_named() {
+    let (dir, _) = workplace(1);
+    let path = dir.path().join("lenet.toml");
+    let text = fs::read_to_string(&path).expect("manifest");
+    let twin = dir.path().join("twin.toml");
+    fs::write(&twin, text.replace("\"lenet\"\narch", "\"twin\"\narch")).expect("written");
+    Manifest::read(&twin).expect("valid");
+    let publish = |seed: u64| {
+        let claim = Claim::new(path.clone()).expect("free");
+        let bytes = to_safetensors(&Run::start(seed).named(""), Kind::Float, None);
+        claim.publish(&bytes).expect("published").stale
+    };
+    assert!(publish(1).is_empty(), "there were no weights");
+    assert_eq!(publish(2), [twin]);
+    assert!(publish(2).is_empty(), "the same weights");
 }
 
 #[test]
@@ -151,7 +215,7 @@ fn a_whole_run_learns_and_leaves_a_model_that_is_served() {
     let mut lines = Vec::new();
     let trained = train(&recipe, |line| lines.push(line)).expect("trained");
     assert_eq!(lines.len(), 25);
-    assert!(!recipe.checkpoint(300).path.exists());
+    assert!(!recipe.checkpoint(300, "data").path.exists());
     let (manifest, _) = Manifest::read(&manifest_path).expect("still valid");
     assert_eq!(manifest.weights_digest(), Some(trained.digest));
     let said = evaluate("lenet", dir.path(), dir.path(), Device::Cpu, 1).expect("served");

@@ -13,6 +13,9 @@ use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use tch::Device;
+
+use super::engine::Engine;
 use super::error::ModelError;
 use super::manifest::{Manifest, ManifestError};
 use super::mnist::MnistError;
@@ -55,9 +58,12 @@ pub enum TrainingError {
         /// Why.
         cause: ImageError,
     },
+    /// The network answered NaN or infinity.
+    #[error("{0}: the network gave no finite answer to it: train the model again")]
+    Answer(String),
     /// The folders of the data set are not the labels of the manifest.
     #[error(
-        "{}: the labels are {labels:?}, the folders of the data set {folders:?}: make them the same", path.display()
+        "{}: the labels are {labels:?}, the folders of the data set {folders:?}: make them the same, in this order", path.display()
     )]
     Labels {
         /// The manifest.
@@ -105,6 +111,18 @@ pub enum TrainingError {
         /// What the operating system said.
         cause: io::Error,
     },
+    /// The checkpoint cannot be read as one.
+    #[error("{}: a damaged checkpoint: delete it to start anew", path.display())]
+    Damaged {
+        /// The checkpoint.
+        path: PathBuf,
+    },
+    /// Another process trains this model.
+    #[error("{}: another run is training this model: wait for it, or train another model", path.display())]
+    Busy {
+        /// The manifest.
+        path: PathBuf,
+    },
     /// The checkpoint is of another run.
     #[error("{}: made by another run ({found}), not by {wanted}: delete it or repeat that run", path.display())]
     Checkpoint {
@@ -117,7 +135,7 @@ pub enum TrainingError {
     },
     /// The loss is no number any more.
     #[error(
-        "epoch {epoch}: the loss is not finite: the training data is damaged, or the weights that it started from"
+        "epoch {epoch}: the loss is not finite: the step size is too large, or the training data is damaged, or the weights that it started from"
     )]
     Diverged {
         /// Epoch, from 1.
@@ -132,16 +150,88 @@ pub struct Trained {
     pub weights: PathBuf,
     /// Its digest.
     pub digest: Digest,
+    /// Other manifests of the same file, which describe the weights that were there before.
+    pub stale: Vec<PathBuf>,
 }
 
-/// Writes the weights of the manifest at `path` beside it, and their digest into it where
-/// it holds one.
-fn publish(path: &Path, manifest: &Manifest, bytes: &[u8]) -> Result<Trained, TrainingError> {
-    let digest = Digest::of(bytes);
-    let weights = path.with_file_name(&manifest.weights);
-    replace(&weights, bytes)?;
-    seal(path, manifest, digest)?;
-    Ok(Trained { weights, digest })
+/// The manifest of a model that is to be trained, and the right to do so: as long as this
+/// lives, no other process has it.
+struct Claim {
+    path: PathBuf,
+    manifest: Manifest,
+    _lock: fs::File,
+}
+
+impl Claim {
+    /// *Errors*: the manifest cannot be read, or another run has the model.
+    fn new(path: PathBuf) -> Result<Claim, TrainingError> {
+        let failed = |cause| TrainingError::File {
+            path: path.clone(),
+            cause,
+        };
+        // Read first: its errors are for people.
+        Manifest::read(&path)?;
+        let lock = fs::File::open(&path).map_err(failed)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => return Err(TrainingError::Busy { path }),
+            Err(fs::TryLockError::Error(cause)) => return Err(failed(cause)),
+        }
+        // Again, since another run may have ended in between.
+        let (manifest, _) = Manifest::read(&path)?;
+        Ok(Claim {
+            path,
+            manifest,
+            _lock: lock,
+        })
+    }
+
+    /// What a run of these images learns from: two runs with other words are not the same.
+    fn data(&self, images: Digest) -> String {
+        let mut manifest = self.manifest.clone();
+        manifest.digest = None;
+        let text = toml::to_string(&manifest).expect("a manifest can be written as TOML");
+        let short = |digest: Digest| digest.to_string()[..8].to_string();
+        let manifest = Digest::of(text.as_bytes());
+        format!("data {}, manifest {}", short(images), short(manifest))
+    }
+
+    /// Writes the weights beside the manifest, and their digest into it where it holds one.
+    /// They are loaded first: what cannot be used does not replace what can.
+    fn publish(&self, bytes: &[u8]) -> Result<Trained, TrainingError> {
+        let digest = Digest::of(bytes);
+        let mut manifest = self.manifest.clone();
+        manifest.digest = None;
+        Engine::load(&manifest, bytes, digest, Device::Cpu, 1)?;
+        let weights = self.path.with_file_name(&manifest.weights);
+        let stale = match fs::read(&weights) {
+            Ok(old) if Digest::of(&old) != digest => self.stale(),
+            _ => Vec::new(),
+        };
+        replace(&weights, bytes)?;
+        seal(&self.path, digest)?;
+        Ok(Trained {
+            weights,
+            digest,
+            stale,
+        })
+    }
+
+    /// The other manifests in the folder that name the same weights.
+    fn stale(&self) -> Vec<PathBuf> {
+        let folder = self.path.parent().map(fs::read_dir);
+        let Some(Ok(entries)) = folder else {
+            return Vec::new();
+        };
+        let manifests = entries.flatten().map(|entry| entry.path());
+        let others = manifests.filter(|path| {
+            path.extension().is_some_and(|kind| kind == "toml")
+                && *path != self.path
+                && Manifest::read(path)
+                    .is_ok_and(|(other, _)| other.weights == self.manifest.weights)
+        });
+        others.collect()
+    }
 }
 
 /// Step size at step `step` of `total`: rises to `peak`, then falls along a cosine to 0.
@@ -240,15 +330,22 @@ fn replace(path: &Path, bytes: &[u8]) -> Result<(), TrainingError> {
     };
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".part");
-    let mut file = fs::File::create(&temporary).map_err(failed)?;
-    file.write_all(bytes)
-        .and_then(|()| file.sync_all())
-        .map_err(failed)?;
-    fs::rename(&temporary, path).map_err(failed)
+    let written = fs::File::create(&temporary)
+        .and_then(|mut file| {
+            file.write_all(bytes)?;
+            file.sync_all()
+        })
+        .and_then(|()| fs::rename(&temporary, path));
+    written.map_err(|cause| {
+        // Its bytes may be what fills the disk.
+        let _ = fs::remove_file(&temporary);
+        failed(cause)
+    })
 }
 
-/// Puts the digest of new weights into the manifest file, where it holds one.
-fn seal(path: &Path, manifest: &Manifest, digest: Digest) -> Result<(), TrainingError> {
+/// Puts the digest of new weights into the manifest file, where it holds one now.
+fn seal(path: &Path, digest: Digest) -> Result<(), TrainingError> {
+    let (manifest, _) = Manifest::read(path)?;
     let Some(old) = &manifest.digest else {
         return Ok(());
     };

@@ -23,7 +23,7 @@ use super::adam::Adam;
 use super::checkpoint::{Checkpoint, NOTE};
 use super::loader::{Batch, Epoch};
 use super::{
-    Progress, Trained, TrainingError, epoch_rng, learning_rate, publish, shuffled, symmetric, unit,
+    Claim, Progress, Trained, TrainingError, epoch_rng, learning_rate, shuffled, symmetric, unit,
 };
 use crate::models::engine::use_threads;
 use crate::models::error::ModelError;
@@ -85,7 +85,7 @@ impl Recipe {
         self.models.join(format!("{}.toml", self.model))
     }
 
-    fn checkpoint(&self, images: usize) -> Checkpoint {
+    fn checkpoint(&self, images: usize, data: &str) -> Checkpoint {
         let precision = match self.precision {
             Kind::BFloat16 => "bf16",
             _ => "f32",
@@ -97,7 +97,7 @@ impl Recipe {
         Checkpoint {
             path: self.models.join(format!("{}.checkpoint", self.model)),
             identity: format!(
-                "{} {from}, seed {}, {} epochs, {images} images of {} pixels, batch {}, step size {}, {precision}",
+                "{} {from}, seed {}, {} epochs, {images} images of {} pixels, batch {}, step size {}, {precision}, {data}",
                 self.model, self.seed, self.epochs, self.side, self.batch, self.rate
             ),
         }
@@ -120,8 +120,8 @@ impl Recipe {
 ///
 /// *Errors*: [`TrainingError`].
 pub fn train(recipe: &Recipe, mut report: impl FnMut(String)) -> Result<Trained, TrainingError> {
-    let path = recipe.manifest_path();
-    let (manifest, _) = Manifest::read(&path)?;
+    let claim = Claim::new(recipe.manifest_path())?;
+    let (path, manifest) = (claim.path.clone(), claim.manifest.clone());
     if manifest.architecture != Architecture::Resnet50 {
         let wanted = "resnet50";
         return Err(TrainingError::Architecture { path, wanted });
@@ -135,8 +135,11 @@ pub fn train(recipe: &Recipe, mut report: impl FnMut(String)) -> Result<Trained,
         });
     }
     photographs.check()?;
+    // What hours of training would be told of last.
+    Photographs::read(&recipe.data, Split::Test)?.check()?;
     use_threads(recipe.threads);
-    let checkpoint = recipe.checkpoint(photographs.len());
+    let data = claim.data(photographs.digest());
+    let checkpoint = recipe.checkpoint(photographs.len(), &data);
     let mut run = Run::resume_or_start(recipe, &checkpoint, &manifest)?;
     let (images, start) = (photographs.len(), run.epoch);
     report(format!(
@@ -156,7 +159,7 @@ pub fn train(recipe: &Recipe, mut report: impl FnMut(String)) -> Result<Trained,
     }
     let note = Some((NOTE, checkpoint.identity.clone()));
     let bytes = to_safetensors(&run.average, Kind::Half, note);
-    let trained = publish(&path, &manifest, &bytes)?;
+    let trained = claim.publish(&bytes)?;
     checkpoint.remove()?;
     Ok(trained)
 }

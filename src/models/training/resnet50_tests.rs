@@ -53,7 +53,7 @@ fn workplace(epochs: u32, drawings: usize) -> (tempfile::TempDir, Recipe) {
 fn run(recipe: &Recipe, epochs: u32) -> Vec<u8> {
     let (manifest, _) = Manifest::read(&recipe.manifest_path()).expect("valid");
     let photographs = Photographs::read(&recipe.data, Split::Training).expect("read");
-    let checkpoint = recipe.checkpoint(photographs.len());
+    let checkpoint = recipe.checkpoint(photographs.len(), "data");
     let mut run = Run::resume_or_start(recipe, &checkpoint, &manifest).expect("started");
     for _ in 0..epochs {
         run.train_epoch(recipe, &photographs, &manifest)
@@ -78,7 +78,7 @@ fn a_resumed_run_ends_with_the_state_of_an_uninterrupted_one() {
     assert!(run(&again, 1) == whole);
     let other = Recipe { seed: 4, ..recipe };
     let (manifest, _) = Manifest::read(&other.manifest_path()).expect("valid");
-    let refused = Run::resume_or_start(&other, &other.checkpoint(20), &manifest);
+    let refused = Run::resume_or_start(&other, &other.checkpoint(20, "data"), &manifest);
     let Err(error) = refused else {
         panic!("the checkpoint is of another run")
     };
@@ -162,6 +162,23 @@ fn a_data_set_of_other_classes_and_another_architecture_are_refused() {
     let script = MANIFEST.replace("resnet50", "torchscript");
     let error = refusal(script.replace("safetensors", "pt"));
     assert!(error.contains("not resnet50"), "{error}");
+    std::fs::write(&path, MANIFEST).expect("written");
+    // A test image that is none: found before the first epoch.
+    let test = Photographs::read(&recipe.data, Split::Test).expect("read");
+    let class = test.path(0).parent().expect("a folder");
+    let broken = (0..200u32).map(|number| format!("no image {number}").into_bytes());
+    for (number, bytes) in broken.enumerate() {
+        std::fs::write(class.join(format!("broken{number}.jpg")), bytes).expect("written");
+    }
+    let training = Photographs::read(&recipe.data, Split::Training).expect("read");
+    for index in 0..training.len() {
+        let name = training.path(index).to_string_lossy();
+        if name.contains("broken") {
+            std::fs::remove_file(training.path(index)).expect("removed");
+        }
+    }
+    let error = train(&recipe, |line| panic!("begun: {line}")).expect_err("broken");
+    assert!(error.to_string().contains("broken"), "{error}");
     assert!(!Path::new(&dir.path().join("net.safetensors")).exists());
 }
 

@@ -147,8 +147,10 @@ impl Engine {
             return Err(ModelError::Answer { model });
         }
         if matches!(self.network, Network::Operators(Operators::Script(_))) {
-            let two = self.classify(&vec![0.0; 2 * each], 2);
-            two.map_err(|error| ModelError::Two {
+            let mut two = vec![0.0; each];
+            two.extend(random(each));
+            let answers = self.classify(&two, 2);
+            answers.map_err(|error| ModelError::Two {
                 model: self.name.clone(),
                 problem: error.to_string(),
             })?;
@@ -352,10 +354,15 @@ fn quantised(
 
 /// One input of random numbers such as normalised pixels have.
 fn probe(manifest: &Manifest) -> Tensor {
+    let numbers = random(manifest.input.len());
+    Tensor::from_slice(&numbers).view(shape(&manifest.input, 1))
+}
+
+/// So many random numbers, from -2 to 2, always the same.
+fn random(count: usize) -> Vec<f32> {
     let mut rng = Rng::new(PROBE_SEED);
     let mut number = || (rng.next_u64() >> 40) as f32 / (1u64 << 22) as f32 - 2.0;
-    let numbers: Vec<f32> = (0..manifest.input.len()).map(|_| number()).collect();
-    Tensor::from_slice(&numbers).view(shape(&manifest.input, 1))
+    (0..count).map(|_| number()).collect()
 }
 
 /// The label with the largest logit (the first of equal ones) and its softmax; none

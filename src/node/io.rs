@@ -31,6 +31,24 @@ pub struct Start {
     pub seed: u64,
 }
 
+/// Why a model was not loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LoadFailure {
+    /// Its files could not be read now; their holders may come back.
+    Unread(String),
+    /// The network was refused, and will be again.
+    Refused(String),
+}
+
+impl LoadFailure {
+    /// The reason, for people.
+    pub fn reason(&self) -> &str {
+        match self {
+            LoadFailure::Unread(reason) | LoadFailure::Refused(reason) => reason,
+        }
+    }
+}
+
 /// What happened outside; each is one `handle_*` call on the node.
 #[derive(Clone, Debug)]
 pub enum Input {
@@ -97,7 +115,7 @@ pub enum Input {
         /// Digest of its weights.
         digest: Digest,
         /// Why not.
-        result: Result<(), String>,
+        result: Result<(), LoadFailure>,
     },
     /// The clock has reached `poll_timeout`.
     Timeout,

@@ -5,12 +5,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::io::LoadFailure;
 use super::state::State;
 use crate::types::{Digest, Time};
 use crate::wire::schedule::Model;
 
-/// After this, a model that could not be fetched or loaded is tried again.
+/// After this, a model that could not be read or loaded is tried again; where it was
+/// refused, twice as long each time, since an attempt may keep the inference thread for a
+/// minute.
 const RETRY: Duration = Duration::from_secs(5);
+/// Longest wait between two attempts.
+const RETRY_MAX: Duration = Duration::from_secs(3600);
 
 /// A network and its weights.
 type Key = (String, Digest);
@@ -19,8 +24,18 @@ type Key = (String, Digest);
 #[derive(Clone, Debug, Default)]
 pub struct Loader {
     loaded: BTreeSet<Key>,
-    loading: Option<Key>,
-    retry_at: BTreeMap<Key, Time>,
+    /// What is being loaded, and the number of its publication.
+    loading: Option<(Key, u64)>,
+    failed: BTreeMap<Key, Failure>,
+}
+
+/// A model that could not be loaded.
+#[derive(Clone, Debug)]
+struct Failure {
+    /// When it is tried again, if it is not published again before.
+    retry_at: Time,
+    wait: Duration,
+    publication: u64,
 }
 
 impl Loader {
@@ -29,20 +44,26 @@ impl Loader {
         if self.loading.is_some() {
             return None;
         }
-        let due = |key: &Key| self.retry_at.get(key).is_none_or(|at| *at <= now);
+        let publication = |model: &Model| {
+            let newest = state.jobs.model(&model.name);
+            newest.map_or(0, |published| published.version)
+        };
         let wanted = state.jobs.wanted_models();
         let next = wanted.into_iter().find(|model| {
             let key = key(model);
-            !self.loaded.contains(&key) && due(&key)
+            let due = |failure: &Failure| {
+                failure.retry_at <= now || failure.publication != publication(model)
+            };
+            !self.loaded.contains(&key) && self.failed.get(&key).is_none_or(due)
         })?;
-        self.loading = Some(key(&next));
+        self.loading = Some((key(&next), publication(&next)));
         Some(next)
     }
 
     /// Forgets the models that nobody wants any more; they are given back.
     pub fn drop_unwanted(&mut self, state: &State) -> Vec<(String, Digest)> {
         let wanted: BTreeSet<Key> = state.jobs.wanted_models().iter().map(key).collect();
-        self.retry_at.retain(|key, _| wanted.contains(key));
+        self.failed.retain(|key, _| wanted.contains(key));
         let unwanted = self.loaded.extract_if(.., |key| !wanted.contains(key));
         unwanted.collect()
     }
@@ -53,15 +74,32 @@ impl Loader {
     }
 
     /// The driver is done with a model, for better or worse.
-    pub fn handle_loaded(&mut self, now: Time, name: &str, digest: Digest, done: bool) {
+    pub fn handle_loaded(
+        &mut self,
+        now: Time,
+        name: &str,
+        digest: Digest,
+        result: &Result<(), LoadFailure>,
+    ) {
         let key = (name.to_string(), digest);
-        self.loading.take_if(|loading| *loading == key);
-        if done {
-            self.retry_at.remove(&key);
-            self.loaded.insert(key);
-        } else {
-            self.retry_at.insert(key, now + RETRY);
-        }
+        let loading = self.loading.take_if(|(loading, _)| *loading == key);
+        let before = self.failed.remove(&key);
+        let publication = loading.map_or(0, |(_, publication)| publication);
+        let before = before.filter(|failure| failure.publication == publication);
+        let wait = match (result, before) {
+            (Ok(()), _) => {
+                self.loaded.insert(key);
+                return;
+            }
+            (Err(LoadFailure::Refused(_)), Some(before)) => RETRY_MAX.min(2 * before.wait),
+            (Err(_), _) => RETRY,
+        };
+        let failure = Failure {
+            retry_at: now + wait,
+            wait,
+            publication,
+        };
+        self.failed.insert(key, failure);
     }
 
     /// When a failed model is to be tried again.
@@ -69,7 +107,8 @@ impl Loader {
         if self.loading.is_some() {
             None
         } else {
-            self.retry_at.values().copied().min()
+            let due = self.failed.values().map(|failure| failure.retry_at);
+            due.min()
         }
     }
 }
@@ -105,7 +144,11 @@ mod tests {
         let mut count = 0;
         while let Some(next) = loader.next(now, &state) {
             assert!(loader.drop_unwanted(&state).is_empty());
-            loader.handle_loaded(now, &next.name, next.digest, next.name != "m8");
+            let result = match next.name == "m8" {
+                true => Err(LoadFailure::Refused("NaN".into())),
+                false => Ok(()),
+            };
+            loader.handle_loaded(now, &next.name, next.digest, &result);
             count += 1;
         }
         assert_eq!((count, loader.loaded().len()), (40, 39));
@@ -116,5 +159,36 @@ mod tests {
         assert_eq!(dropped, [("m7".to_string(), Digest::of(b"second"))]);
         assert_eq!(loader.loaded().len(), 38);
         assert_eq!(loader.poll_timeout(), None, "nobody wants that m8 any more");
+    }
+
+    #[test]
+    fn a_model_that_fails_is_tried_less_and_less_often_until_it_is_published_again() {
+        let (mut state, mut loader) = (State::default(), Loader::default());
+        state.jobs.publish(model("m", "first"));
+        let refused = LoadFailure::Refused("it never answers".into());
+        let unread = LoadFailure::Unread("no holder is up".into());
+        let fail = |loader: &mut Loader, state: &State, now: Time, failure: &LoadFailure| {
+            let next = loader.next(now, state).expect("due");
+            loader.handle_loaded(now, &next.name, next.digest, &Err(failure.clone()));
+            let at = loader.poll_timeout().expect("to be tried again");
+            assert!(loader.next(now, state).is_none(), "not at once");
+            at.since(now)
+        };
+        let mut now = Time(0);
+        let mut waits = Vec::new();
+        for _ in 0..12 {
+            let wait = fail(&mut loader, &state, now, &refused);
+            waits.push(wait.as_secs());
+            now = now + wait;
+        }
+        assert_eq!(waits[..4], [5, 10, 20, 40]);
+        assert_eq!(waits[10..], [3600, 3600]);
+        state.jobs.publish(model("m", "first"));
+        assert_eq!(fail(&mut loader, &state, Time(1), &refused), RETRY);
+        // What cannot be read now may be in a moment.
+        for turn in 1..9 {
+            let now = Time(1) + RETRY * turn;
+            assert_eq!(fail(&mut loader, &state, now, &unread), RETRY);
+        }
     }
 }

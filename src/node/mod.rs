@@ -27,13 +27,13 @@ use crate::consensus::{self, Consensus};
 use crate::schedule::worker::{Worker, WorkerOutput};
 use crate::store::placement;
 use crate::store::replica::Replica;
-use crate::types::{BlobId, ClusterId, Member, Server, Term, Time, View, WallTime};
+use crate::types::{BlobId, ClusterId, Digest, Member, Server, Term, Time, View, WallTime};
 use crate::wire::client::{Refusal, Reply};
 use crate::wire::peer::PeerMessage;
 use crate::wire::schedule::{Model, ModelFiles, ScheduleMessage};
 use crate::wire::store::{Located, StoreMessage, Target};
 use gateway::Gateway;
-use io::{Input, Output, RequestToken, Start};
+use io::{Input, LoadFailure, Output, RequestToken, Start};
 use leader::Leading;
 use loader::Loader;
 use state::State;
@@ -161,9 +161,7 @@ impl Node {
                 digest,
                 result,
             } => {
-                self.loader
-                    .handle_loaded(now, &name, digest, result.is_ok());
-                self.worker.handle_model_loaded(now, &name, digest, result);
+                self.handle_loaded(name, digest, result);
             }
             Input::Timeout => {
                 self.consensus.handle_timeout(now);
@@ -443,6 +441,13 @@ impl Node {
         }
     }
 
+    fn handle_loaded(&mut self, name: String, digest: Digest, result: Result<(), LoadFailure>) {
+        self.loader.handle_loaded(self.now, &name, digest, &result);
+        let result = result.map_err(|failure| failure.reason().to_string());
+        let now = self.now;
+        self.worker.handle_model_loaded(now, &name, digest, result);
+    }
+
     fn load(&mut self, model: Model) {
         let find = |(name, version): &(crate::types::FileName, crate::types::Version)| {
             let versions = self.state.catalog.versions(name, u64::MAX);
@@ -468,10 +473,9 @@ impl Node {
                     "its files in SDFS were deleted: run `train {}` again",
                     model.name
                 );
-                self.loader
-                    .handle_loaded(self.now, &model.name, model.digest, false);
-                self.worker
-                    .handle_model_loaded(self.now, &model.name, model.digest, Err(why));
+                let result = Err(LoadFailure::Unread(why));
+                let (name, digest) = (model.name, model.digest);
+                self.handle_loaded(name, digest, result);
             }
         }
     }

@@ -21,7 +21,7 @@ use super::ping::{Command, Handle, hand_on};
 use super::prepare::Order;
 use crate::consensus::LogWrite;
 use crate::node::Node;
-use crate::node::io::{Input, Output, RequestToken};
+use crate::node::io::{Input, LoadFailure, Output, RequestToken};
 use crate::types::{BlobId, Server, View};
 use crate::wire::client::{Reply, Request};
 use crate::wire::peer::PeerMessage;
@@ -325,7 +325,7 @@ impl Coordinator {
             Order::Load(files, _) => self.refuse(Input::ModelLoaded {
                 name: files.name,
                 digest: files.digest,
-                result: Err(busy()),
+                result: Err(LoadFailure::Unread(busy())),
             }),
         }
     }

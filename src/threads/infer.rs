@@ -14,7 +14,7 @@ use super::counters::count;
 use super::crew::Crew;
 use crate::models::manifest::Manifest;
 use crate::models::route::Route;
-use crate::node::io::Input;
+use crate::node::io::{Input, LoadFailure};
 use crate::types::Digest;
 use crate::wire::schedule::{AssignmentId, Outcome};
 
@@ -106,6 +106,7 @@ pub(super) fn run(
                 let result = result.map(|network| {
                     networks.insert((name.clone(), digest), Loaded { network, manifest });
                 });
+                let result = result.map_err(LoadFailure::Refused);
                 Input::ModelLoaded {
                     name,
                     digest,

@@ -17,7 +17,7 @@ use super::pull::{BLOBS_IN_REQUEST, PullError, Source, Want, by_source};
 use crate::disk::{Blobs, DiskError};
 use crate::models::manifest::Manifest;
 use crate::models::prepare::prepare_into;
-use crate::node::io::Input;
+use crate::node::io::{Input, LoadFailure};
 use crate::types::Digest;
 use crate::wire::schedule::{Assignment, ModelFiles, Outcome};
 use crate::wire::store::Located;
@@ -138,7 +138,7 @@ impl Prepare {
                 let loaded = Input::ModelLoaded {
                     name,
                     digest,
-                    result: Err(reason),
+                    result: Err(LoadFailure::Unread(reason)),
                 };
                 self.results.send(loaded).is_ok()
             }

@@ -406,7 +406,7 @@ fn a_model_that_cannot_be_loaded_says_why_and_its_tasks_get_error_rows() {
         workers.orders.send(order).expect("taken");
         let loaded = workers.results.recv_timeout(PATIENCE).expect("an answer");
         assert!(
-            matches!(&loaded, Input::ModelLoaded { result: Err(error), .. } if error.contains(reason)),
+            matches!(&loaded, Input::ModelLoaded { result: Err(error), .. } if error.reason().contains(reason)),
             "{loaded:?}"
         );
     }

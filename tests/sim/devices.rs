@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dlc::consensus::LogWrite;
-use dlc::node::io::Input;
+use dlc::node::io::{Input, LoadFailure};
 use dlc::types::{BlobId, Digest, NodeId};
 use dlc::wire::schedule::{Assignment, ModelFiles, Outcome};
 use dlc::wire::store::{Located, Target};
@@ -268,7 +268,7 @@ impl Sim {
         let result = if whole {
             Ok(())
         } else {
-            Err("no copy could be read".to_string())
+            Err(LoadFailure::Unread("no copy could be read".to_string()))
         };
         let life = self.life(id);
         self.after_in(spent, life, move |sim| {

@@ -7,9 +7,12 @@
 //!
 //! The process is the executable itself, told by its first argument: so `main` calls
 //! [`child`] before anything else. It gets the manifest and the weights on standard input
-//! and says on standard output what is wrong, or that nothing is.
+//! and says on what was its standard output what is wrong, or that nothing is. What the
+//! network itself prints goes nowhere.
 
+use std::fs::File;
 use std::io::{self, Read as _, Write as _};
+use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::thread;
@@ -120,12 +123,25 @@ pub fn child() -> Option<ExitCode> {
     let kill = rustix::process::Signal::KILL;
     let _ = rustix::process::set_parent_process_death_signal(Some(kill));
     let place = arguments.next().unwrap_or_default();
-    let (said, code) = match attempt(&place) {
-        Ok(()) => (FINE.into(), ExitCode::SUCCESS),
-        Err(problem) => (problem, ExitCode::FAILURE),
+    let said = match take_over_output() {
+        Ok(mut output) => {
+            let answer = attempt(&place).err().unwrap_or_else(|| FINE.into());
+            output.write_all(answer.as_bytes())
+        }
+        Err(error) => Err(error),
     };
-    print!("{said}");
-    Some(code)
+    Some(match said {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    })
+}
+
+/// Standard output for this module alone: whoever else prints does so into nothing.
+fn take_over_output() -> io::Result<File> {
+    let output = io::stdout().as_fd().try_clone_to_owned()?;
+    let nothing = File::options().write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdout(nothing)?;
+    Ok(output.into())
 }
 
 fn attempt(place: &str) -> Result<(), String> {

@@ -60,12 +60,13 @@ impl Loader {
         Some(next)
     }
 
-    /// Forgets the models that nobody wants any more; they are given back.
+    /// Forgets the models that nobody wants any more, loaded or failed; they are given back.
     pub fn drop_unwanted(&mut self, state: &State) -> Vec<(String, Digest)> {
         let wanted: BTreeSet<Key> = state.jobs.wanted_models().iter().map(key).collect();
-        self.failed.retain(|key, _| wanted.contains(key));
-        let unwanted = self.loaded.extract_if(.., |key| !wanted.contains(key));
-        unwanted.collect()
+        let unwanted = |key: &Key| !wanted.contains(key);
+        let loaded = self.loaded.extract_if(.., |key| unwanted(key));
+        let failed = self.failed.extract_if(.., |key, _| unwanted(key));
+        loaded.chain(failed.map(|(key, _)| key)).collect()
     }
 
     /// The models that are loaded.
@@ -156,7 +157,8 @@ mod tests {
         state.jobs.publish(model("m7", "third"));
         state.jobs.publish(model("m8", "third"));
         let dropped = loader.drop_unwanted(&state);
-        assert_eq!(dropped, [("m7".to_string(), Digest::of(b"second"))]);
+        let second = |name: &str| (name.to_string(), Digest::of(b"second"));
+        assert_eq!(dropped, [second("m7"), second("m8")]);
         assert_eq!(loader.loaded().len(), 38);
         assert_eq!(loader.poll_timeout(), None, "nobody wants that m8 any more");
     }

@@ -220,6 +220,8 @@ impl Sim {
             return self.violate("P8", what);
         }
         process.running = Some(assignment.id);
+        let network = (assignment.model.clone(), assignment.digest);
+        let loaded = process.networks.contains(&network);
         self.watch_run(id, &assignment);
         self.devices.tasks_run += 1;
         let mut spent = Duration::ZERO;
@@ -229,6 +231,7 @@ impl Sim {
             let (delay, bytes) = self.read_blob(id, input.blob, input.digest, &assigned.sources);
             spent += delay;
             let outcome = match bytes {
+                Some(_) if !loaded => Outcome::Error("the network is not loaded".into()),
                 Some(bytes) => classify(Digest::of(&bytes)),
                 None => {
                     let node = self.hosts[id].name.clone();
@@ -251,8 +254,8 @@ impl Sim {
         });
     }
 
-    /// Fetches and loads a published model.
-    pub fn load_model(&mut self, id: HostId, files: ModelFiles) {
+    /// Fetches and loads a published model; others than `keep` are forgotten.
+    pub fn load_model(&mut self, id: HostId, files: ModelFiles, keep: BTreeSet<(String, Digest)>) {
         self.trace
             .note(self.now, id, "load", || format!("{files:?}"));
         let mut spent = self
@@ -273,6 +276,11 @@ impl Sim {
         let life = self.life(id);
         self.after_in(spent, life, move |sim| {
             let (name, digest) = (files.name, files.digest);
+            let process = sim.hosts[id].process_mut().expect("runs");
+            if whole {
+                process.networks.retain(|network| keep.contains(network));
+                process.networks.insert((name.clone(), digest));
+            }
             sim.handle_coord(
                 id,
                 Input::ModelLoaded {

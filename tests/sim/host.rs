@@ -14,7 +14,7 @@ use dlc::membership::introducer::{IntroducerConfig, IntroducerOutput};
 use dlc::membership::{self, Config, ExchangeError, ExchangeId, Identity, Introducer, Membership};
 use dlc::node::Node;
 use dlc::node::io::{Input, Output, RequestToken, Start};
-use dlc::types::{Incarnation, NodeId, Rng, Server, Time, View, WallTime};
+use dlc::types::{Digest, Incarnation, NodeId, Rng, Server, Time, View, WallTime};
 use dlc::wire::client::{Reply, Request};
 use dlc::wire::datagram::{Datagram, MembershipReply, MembershipRequest};
 use dlc::wire::schedule::AssignmentId;
@@ -84,6 +84,8 @@ pub struct Process {
     next_token: u64,
     /// What the infer thread runs.
     pub running: Option<AssignmentId>,
+    /// Networks that it has loaded.
+    pub networks: BTreeSet<(String, Digest)>,
     /// Blobs that are being fetched.
     pub fetching: usize,
     ping_armed: Option<Time>,
@@ -289,6 +291,7 @@ impl Sim {
             uploads: BTreeMap::new(),
             next_token: 0,
             running: None,
+            networks: BTreeSet::new(),
             fetching: 0,
             ping_armed: None,
             coord_armed: None,
@@ -682,7 +685,7 @@ impl Sim {
                     .for_each(|blob| self.hosts[id].disk.remove_blob(blob));
             }
             Output::Run(assignment) => self.run_task(id, assignment),
-            Output::Load { files, .. } => self.load_model(id, files),
+            Output::Load { files, keep } => self.load_model(id, files, keep),
             Output::Join => self.hop_to_ping(id, PingInput::Join),
             Output::Leave => self.hop_to_ping(id, PingInput::Leave),
             Output::Exit => self.exit(id),

@@ -1,6 +1,5 @@
-//! LeNet-5 in one piece, without libtorch's operators: 4 to 8 times as fast as those are
-//! on networks as small as this one, where what is around an operator costs more than its
-//! arithmetic.
+//! LeNet-5 in one piece, without libtorch's operators: many times as fast on a network as
+//! small as this one, where what is around an operator costs more than its arithmetic.
 //!
 //! Decides: the order of the arithmetic, so that the sums stay in registers. The lanes of
 //! a vector are columns of the image in the first convolution, and outputs in all other

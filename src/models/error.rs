@@ -118,9 +118,9 @@ pub enum ModelError {
         /// The model.
         model: String,
     },
-    /// A network of one's own takes a batch of one input and not of two.
+    /// A network of one's own fails on a batch of two inputs, zeros and random numbers.
     #[error(
-        "model {model}: it takes one image and not two at once ({problem}): a network must take any number of images"
+        "model {model}: it answers one image and fails on two, a plain one and one of random pixels ({problem}): a network must take any number of any images"
     )]
     Two {
         /// The model.
@@ -135,7 +135,7 @@ pub enum ModelError {
     Script {
         /// The model.
         model: String,
-        /// The first line of libtorch's words.
+        /// libtorch's words, in one line.
         problem: String,
     },
     /// libtorch refused.
@@ -143,7 +143,7 @@ pub enum ModelError {
     Torch {
         /// The model.
         model: String,
-        /// The first line of libtorch's words.
+        /// libtorch's words, in one line.
         problem: String,
     },
     /// A network of one's own was tried in a process of its own, and that went wrong.

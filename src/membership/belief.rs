@@ -7,7 +7,7 @@
 use std::net::SocketAddr;
 
 use super::evidence::{EventKind, Ground, Miss};
-use super::members::{Change, Record, is_live};
+use super::members::{Change, Record, is_live, life};
 use super::{Eviction, INCARNATION_MAX, Membership, Output, Phase, Purpose, UPDATES_MAX};
 use crate::planted::{self, Bug};
 use crate::types::{Incarnation, Member, MemberState, NodeId, SUCCESSORS, Server, Time};
@@ -191,21 +191,18 @@ impl Membership {
     /// Beliefs about this very node.
     ///
     /// What is worse than alive, or newer than this life, is outlived. A process that is live in a
-    /// greater life, on another disk or on a copy of this one, was let in later and has the name:
-    /// this one gives way, for two must not duel. One that is gone is outlived.
+    /// greater life, on another disk or on a copy of this one, has the name: this one gives way,
+    /// for two must not duel. One that is gone is outlived.
     fn apply_about_me(&mut self, now: Time, update: Update) {
         let news = &update.member;
-        let own_disk = news.storage == self.me.storage;
-        let newer = (news.incarnation, news.storage) > (self.me.incarnation, self.me.storage);
-        let worse =
-            own_disk && news.incarnation == self.me.incarnation && news.state != MemberState::Alive;
+        let newer = life(news) > life(&self.me);
+        let worse = life(news) == life(&self.me) && news.state != MemberState::Alive;
         if !newer && !worse {
             return;
         }
-        // An earlier join of this disk at this address, that was let in late, is this process
-        // itself, or one that ended before it started.
-        let earlier = own_disk && news.addr == self.me.addr && news.joined <= self.me.joined;
-        let other_process = !earlier;
+        // At this very address no other process is: it is an earlier join of this one that was
+        // let in late, or one that ended before this one started.
+        let other_process = news.addr != self.me.addr;
         if other_process && newer && is_live(news.state) {
             let reason = Eviction {
                 node: self.me.node.clone(),

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::{DIFFERING_MAX, Membership, Purpose};
 use crate::types::{MemberState, NodeId, Time};
-use crate::wire::datagram::{MembershipRequest, Message, Sender};
+use crate::wire::datagram::{MembershipRequest, Sender, Word};
 
 /// While the newest removal is younger than this, removed members are pinged more often.
 const RECONNECT_EAGER: Duration = Duration::from_secs(60);
@@ -35,7 +35,8 @@ impl Membership {
             let believed = &record.member;
             (believed.incarnation, believed.storage) < (sender.incarnation, sender.storage)
         });
-        if digest == self.members.digest() && !unknown {
+        let leaving = record.is_some_and(|record| record.member.state == MemberState::Left);
+        if !unknown && (leaving || digest == self.members.digest()) {
             self.differing.remove(&sender.node);
             return;
         }
@@ -78,15 +79,16 @@ impl Membership {
         }
         let digest = self.members.digest();
         self.differing.retain(|_, peer| peer.digest != digest);
-        let longest = self.differing.values_mut().min_by_key(|peer| peer.since);
-        let (Some(peer), Some(cluster)) = (longest, self.cluster) else {
+        let longest = self.differing.iter().min_by_key(|(_, peer)| peer.since);
+        let due = longest.filter(|(_, peer)| peer.since + self.config.sync_after <= now);
+        let Some((node, addr)) = due.map(|(node, peer)| (node.clone(), peer.addr)) else {
             return;
         };
-        if peer.since + self.config.sync_after > now {
+        let Some(cluster) = self.cluster else {
             return;
-        }
-        peer.since = now;
-        let addr = peer.addr;
+        };
+        // Where it fails, the next ping or ack that differs begins anew.
+        self.differing.remove(&node);
         self.stats.syncs += 1;
         let request = MembershipRequest::Sync {
             cluster,
@@ -117,12 +119,9 @@ impl Membership {
 
     pub(super) fn announce(&mut self, now: Time) {
         self.announce_at = now + self.config.announce_period;
+        let digest = self.members.digest().to_be_bytes();
         for introducer in self.introducers.clone() {
-            let message = Message::Announce {
-                member: self.me.clone(),
-                digest: self.members.digest(),
-            };
-            self.transmit(introducer, None, message, Vec::new());
+            self.transmit_brief(introducer, None, Word::Announce { digest });
         }
     }
 }

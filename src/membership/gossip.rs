@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 
 use crate::types::NodeId;
-use crate::wire::datagram::{DATAGRAM_PAYLOAD, Datagram, Update};
+use crate::wire::datagram::{DATAGRAM_PAYLOAD, Full, Update};
 
 #[derive(Clone, Debug)]
 struct Waiting {
@@ -49,7 +49,7 @@ impl Gossip {
 
     /// Adds to `datagram` what fits, least sent first, and forgets what was sent
     /// `limit` times.
-    pub fn fill(&mut self, datagram: &mut Datagram, limit: u32) {
+    pub fn fill(&mut self, datagram: &mut Full, limit: u32) {
         if self.waiting.is_empty() {
             return;
         }

@@ -21,8 +21,8 @@ use super::members::{is_live, supersedes};
 use super::{INCARNATION_MAX, UPDATES_MAX};
 use crate::types::{ClusterId, Incarnation, Member, MemberState, NodeId, Rng, Server, Time};
 use crate::wire::datagram::{
-    Datagram, JoinRefusal, JoinRequest, MembershipReply, MembershipRequest, Message, Sender,
-    Update, WaitReason,
+    Address, Brief, Datagram, Full, JoinRefusal, JoinRequest, MembershipReply, MembershipRequest,
+    Message, Sender, Tag, Update, WaitReason, Word,
 };
 
 /// A member heard more recently than this is not believed to have failed.
@@ -109,6 +109,8 @@ pub struct IntroducerStats {
 struct Entry {
     member: Member,
     heard: Option<Time>,
+    /// Others say that it failed, since it was heard.
+    doubted: bool,
     digest: Option<u64>,
 }
 
@@ -133,6 +135,7 @@ pub struct Introducer {
     started: Time,
     cluster: Option<ClusterId>,
     entries: BTreeMap<NodeId, Entry>,
+    tags: BTreeMap<Tag, NodeId>,
     forming: Option<(Server, Time)>,
     pending: BTreeMap<u64, Pending>,
     sequence: u64,
@@ -149,6 +152,7 @@ impl Introducer {
             started: now,
             cluster: None,
             entries: BTreeMap::new(),
+            tags: BTreeMap::new(),
             forming: None,
             pending: BTreeMap::new(),
             sequence: 0,
@@ -170,7 +174,15 @@ impl Introducer {
 
     /// Takes a datagram: announcements, answers of probed holders, news.
     pub fn handle_datagram(&mut self, now: Time, from: SocketAddr, datagram: Datagram) {
-        let (Some(sender), Some(cluster)) = (datagram.from, datagram.cluster) else {
+        match datagram {
+            Datagram::Full(full) => self.handle_full(now, from, full),
+            Datagram::Brief(brief) => self.handle_brief(now, from, &brief),
+        }
+        self.forget_dissolved();
+    }
+
+    fn handle_full(&mut self, now: Time, from: SocketAddr, full: Full) {
+        let (Some(sender), Some(cluster)) = (full.from, full.cluster) else {
             self.stats.invalid += 1;
             return;
         };
@@ -180,10 +192,10 @@ impl Introducer {
         }
         self.cluster = Some(cluster);
         self.forming = None;
-        for update in datagram.updates.into_iter().take(UPDATES_MAX) {
+        for update in full.updates.into_iter().take(UPDATES_MAX) {
             self.learn(now, update.member);
         }
-        match datagram.message {
+        match full.message {
             Message::Announce { member, digest } if member.node == sender.node => {
                 self.handle_announcement(now, from, member, digest);
             }
@@ -191,7 +203,29 @@ impl Introducer {
             Message::News => {}
             _ => self.stats.invalid += 1,
         }
-        self.forget_dissolved();
+    }
+
+    /// A member announces itself in brief. One that is not known in this life is asked who it is.
+    fn handle_brief(&mut self, now: Time, from: SocketAddr, brief: &Brief) {
+        let own = self.cluster.map(|cluster| Address::of(cluster, None));
+        if own.is_some_and(|own| own != brief.to) {
+            self.stats.wrong_cluster += 1;
+            return;
+        }
+        let Word::Announce { digest } = brief.word else {
+            self.stats.invalid += 1;
+            return;
+        };
+        let node = self.tags.get(&brief.from);
+        let entry = node.and_then(|node| self.entries.get(node));
+        let known = entry.filter(|entry| entry.member.incarnation >= brief.incarnation);
+        match known.map(|entry| entry.member.clone()) {
+            Some(mut member) => {
+                member.incarnation = brief.incarnation;
+                self.handle_announcement(now, from, member, u64::from_be_bytes(digest));
+            }
+            None => self.transmit(from, None, Message::Who, Vec::new()),
+        }
     }
 
     /// Carries out what is due; harmless when nothing is.
@@ -257,11 +291,16 @@ impl Introducer {
         for (node, entry) in &self.entries {
             assert_eq!(*node, entry.member.node);
         }
+        assert_eq!(self.tags.len(), self.entries.len());
         assert!(self.forming.is_none() || self.cluster.is_none());
     }
 
     fn is_live(&self, now: Time, entry: &Entry) -> bool {
-        let fresh = |heard: Time| now.since(heard) < self.config.silence_span;
+        let span = match entry.doubted {
+            true => CONTRADICTION_SPAN,
+            false => self.config.silence_span,
+        };
+        let fresh = |heard: Time| now.since(heard) < span;
         is_live(entry.member.state) && entry.heard.is_some_and(fresh)
     }
 
@@ -411,13 +450,14 @@ impl Introducer {
             return;
         }
         // Whoever is cut off holds the others for failed. A member that announced itself just now
-        // has the better word; it is named a little longer, until it is silent here too.
+        // has the better word, until it is silent here too.
         if let Some(entry) = known
             && member.state == MemberState::Failed
-            && let Some(heard) = entry.heard.filter(|at| now.since(*at) < CONTRADICTION_SPAN)
+            && entry
+                .heard
+                .is_some_and(|at| now.since(at) < CONTRADICTION_SPAN)
         {
-            let soon = now + CONTRADICTION_SPAN - self.config.silence_span;
-            entry.heard = Some(heard.min(soon));
+            entry.doubted = true;
             return;
         }
         let known = self.entries.get(&member.node);
@@ -426,10 +466,20 @@ impl Introducer {
         }
         let entry = Entry {
             heard: is_live(member.state).then_some(now),
+            doubted: false,
             member: member.clone(),
             digest: None,
         };
+        self.forget(&member.node);
+        self.tags
+            .insert(Tag::of(&member.server()), member.node.clone());
         self.entries.insert(member.node, entry);
+    }
+
+    fn forget(&mut self, node: &NodeId) {
+        if let Some(entry) = self.entries.remove(node) {
+            self.tags.remove(&Tag::of(&entry.member.server()));
+        }
     }
 
     /// Forgets the name that was silent longest where the bound is reached; false if all are live.
@@ -445,7 +495,7 @@ impl Introducer {
         let Some(node) = longest.map(|entry| entry.member.node.clone()) else {
             return false;
         };
-        self.entries.remove(&node);
+        self.forget(&node);
         true
     }
 
@@ -461,11 +511,17 @@ impl Introducer {
         let same_life = entry.member.incarnation == member.incarnation
             && entry.member.storage == member.storage;
         if !same_life || !is_live(entry.member.state) {
-            let correction = own_word(&entry.member);
+            let entry = entry.clone();
+            let mut correction = own_word(&entry.member);
+            // Who was not heard for long is outlived, and does not drive the other one away.
+            if is_live(entry.member.state) && !self.is_live(now, &entry) {
+                correction.member.state = MemberState::Failed;
+            }
             self.tell(from, node, vec![correction]);
             return;
         }
         entry.heard = Some(now);
+        entry.doubted = false;
         entry.digest = Some(digest);
         let differs = |entry: &&Entry| {
             entry.member.node != node
@@ -517,21 +573,27 @@ impl Introducer {
             digest: 0,
         };
         let (to, node) = (pending.holder.addr, pending.holder.node.clone());
-        self.transmit(to, node, message, Vec::new());
+        self.transmit(to, Some(node), message, Vec::new());
     }
 
     fn tell(&mut self, to: SocketAddr, node: NodeId, updates: Vec<Update>) {
-        self.transmit(to, node, Message::News, updates);
+        self.transmit(to, Some(node), Message::News, updates);
     }
 
-    fn transmit(&mut self, to: SocketAddr, node: NodeId, message: Message, updates: Vec<Update>) {
-        let datagram = Datagram {
+    fn transmit(
+        &mut self,
+        to: SocketAddr,
+        node: Option<NodeId>,
+        message: Message,
+        updates: Vec<Update>,
+    ) {
+        let datagram = Datagram::Full(Full {
             cluster: self.cluster,
             from: None,
-            to: Some(node),
+            to: node,
             message,
             updates,
-        };
+        });
         self.outputs
             .push_back(IntroducerOutput::Transmit { to, datagram });
     }
@@ -542,6 +604,7 @@ impl Introducer {
         if !self.entries.is_empty() && self.entries.values().all(left) {
             self.cluster = None;
             self.entries.clear();
+            self.tags.clear();
         }
     }
 }

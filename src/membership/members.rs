@@ -8,19 +8,20 @@
 //! have seen the same beliefs in any order believe the same.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::ring::Ring;
-use crate::types::{Incarnation, Member, MemberState, NodeId, StorageId, Time, View};
-use crate::wire::datagram::Update;
+use crate::types::{Incarnation, Member, MemberState, NodeId, StorageId, Time, View, WallTime};
+use crate::wire::datagram::{Tag, Update};
 
 /// Accusers of one member that are remembered; two are enough to remove it.
 const ACCUSERS_MAX: usize = 4;
 
 /// Place of a belief in their order: the higher life wins; in one life
 /// `Alive < Suspect < Failed < Left` (SWIM, section 4.2, with `Left` on top: it is the
-/// member's own last word). Two disks under one name in equal lives are told apart by
-/// the storage id, the same way everywhere.
+/// member's own last word). Two processes under one name in equal lives are told apart by
+/// the storage id, and two on copies of one disk by the address, the same way everywhere.
 const fn rank(state: MemberState) -> u8 {
     match state {
         MemberState::Alive => 0,
@@ -30,12 +31,22 @@ const fn rank(state: MemberState) -> u8 {
     }
 }
 
+/// What one process is among all that ever had its name; the greatest has it. The join time
+/// tells apart what one process asked for twice: the clock is that of one host.
+pub(super) fn life(member: &Member) -> (Incarnation, StorageId, SocketAddr, WallTime) {
+    let Member {
+        incarnation,
+        storage,
+        addr,
+        joined,
+        ..
+    } = *member;
+    (incarnation, storage, addr, joined)
+}
+
 /// Whether the belief `new` replaces `old` about the same name.
 pub fn supersedes(old: &Member, new: &Member) -> bool {
-    let place = |member: &Member| -> (Incarnation, StorageId, u8) {
-        (member.incarnation, member.storage, rank(member.state))
-    };
-    place(new) > place(old)
+    (life(new), rank(new.state)) > (life(old), rank(old.state))
 }
 
 /// Whether a state counts as live.
@@ -91,6 +102,7 @@ impl Record {
 #[derive(Clone, Debug, Default)]
 pub struct Members {
     records: BTreeMap<NodeId, Record>,
+    tags: BTreeMap<Tag, NodeId>,
     ring: Ring,
     view: View,
     suspects: BTreeSet<NodeId>,
@@ -150,6 +162,12 @@ impl Members {
                 self.digest = self.digest.wrapping_sub(fingerprint(&old.member));
             }
             self.tombstones.remove(&(old.since, node.clone()));
+            if old.member.storage != member.storage {
+                self.tags.remove(&Tag::of(&old.member.server()));
+                self.tags.insert(Tag::of(&member.server()), node.clone());
+            }
+        } else {
+            self.tags.insert(Tag::of(&member.server()), node.clone());
         }
         self.suspects.remove(&node);
         self.view.number += 1;
@@ -174,7 +192,9 @@ impl Members {
                 break;
             }
             self.tombstones.pop_first();
-            self.records.remove(&node);
+            if let Some(record) = self.records.remove(&node) {
+                self.tags.remove(&Tag::of(&record.member.server()));
+            }
         }
     }
 
@@ -201,6 +221,11 @@ impl Members {
     /// The belief about `node`, live or removed.
     pub fn record(&self, node: &NodeId) -> Option<&Record> {
         self.records.get(node)
+    }
+
+    /// The belief about the member with `tag`, live or removed.
+    pub fn tagged(&self, tag: Tag) -> Option<&Record> {
+        self.tags.get(&tag).and_then(|node| self.records.get(node))
     }
 
     /// The live member `node`.
@@ -259,6 +284,7 @@ impl Members {
         }
         assert_eq!(live, self.view.members.len());
         assert_eq!(live, self.ring.len());
+        assert_eq!(self.tags.len(), self.records.len());
         assert_eq!(self.tombstones.len() + live, self.records.len());
         assert_eq!(digest, self.digest);
     }
@@ -287,7 +313,7 @@ fn later_change(old: MemberState, new: MemberState, same_disk: bool) -> Change {
 
 /// Adds an accuser to a member that is suspect already, in that very life.
 fn accuse(old: &mut Record, new: &Member, by: NodeId) -> Option<Change> {
-    let same = old.member.incarnation == new.incarnation && old.member.storage == new.storage;
+    let same = life(&old.member) == life(new);
     let suspect =
         old.member.state == MemberState::Suspect && new.state == MemberState::Suspect && same;
     let room = old.accusers.len() < ACCUSERS_MAX;
@@ -300,6 +326,8 @@ fn fingerprint(member: &Member) -> u64 {
     hasher.update(member.node.as_str().as_bytes());
     hasher.update(&member.storage.0.to_be_bytes());
     hasher.update(&member.incarnation.0.to_be_bytes());
+    hasher.update(member.addr.to_string().as_bytes());
+    hasher.update(&member.joined.0.to_be_bytes());
     let mut first = [0; 8];
     first.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
     u64::from_be_bytes(first)

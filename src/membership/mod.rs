@@ -28,6 +28,7 @@
 mod belief;
 pub mod config;
 mod convergence;
+mod datagrams;
 pub mod detector;
 pub mod evidence;
 pub mod gossip;
@@ -38,11 +39,7 @@ mod probing;
 pub mod ring;
 
 #[cfg(test)]
-mod harness;
-#[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod unit_tests;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -57,8 +54,7 @@ use crate::types::{
     WallTime,
 };
 use crate::wire::datagram::{
-    DATAGRAM_PAYLOAD, Datagram, JoinRefusal, MembershipReply, MembershipRequest, Message, Sender,
-    Update,
+    Datagram, JoinRefusal, MembershipReply, MembershipRequest, Sender, Update,
 };
 use convergence::Differing;
 use detector::{Detector, ProbeCounts};
@@ -172,8 +168,10 @@ pub struct Stats {
     pub not_member: u64,
     /// Dropped: from another cluster.
     pub wrong_cluster: u64,
-    /// Dropped: meant for another member.
+    /// Dropped: meant for another member, or a brief one of another cluster.
     pub wrong_destination: u64,
+    /// Brief datagrams of senders that were not known, and were asked who they are.
+    pub unknown_senders: u64,
     /// Dropped updates, datagrams and requests that make no sense.
     pub invalid: u64,
     /// Updates dropped because the cluster has as many members as it can have.
@@ -293,123 +291,6 @@ impl Membership {
     pub fn set_known(&mut self, known: Vec<SocketAddr>) {
         let own = self.me.addr;
         self.known = known.into_iter().filter(|addr| *addr != own).collect();
-    }
-
-    /// Takes one received datagram. Broken or foreign ones are counted and dropped.
-    pub fn handle_datagram(&mut self, now: Time, from: SocketAddr, datagram: Datagram) {
-        self.observe(now);
-        self.stats.received += 1;
-        if !matches!(self.phase, Phase::Member | Phase::Leaving(_)) {
-            self.stats.not_member += 1;
-            return;
-        }
-        if datagram.to.as_ref().is_some_and(|to| *to != self.me.node) {
-            self.stats.wrong_destination += 1;
-            return;
-        }
-        let foreign = match datagram.from {
-            Some(_) => datagram.cluster != self.cluster,
-            None => datagram.cluster.is_some() && datagram.cluster != self.cluster,
-        };
-        if foreign {
-            self.stats.wrong_cluster += 1;
-            return;
-        }
-        if datagram.cluster.is_some() {
-            self.take_updates(now, datagram.updates);
-        }
-        match datagram.from {
-            None => self.handle_introducer(from, datagram.message),
-            Some(sender) if sender.node == self.me.node => self.handle_namesake(from, &sender),
-            Some(sender) => self.handle_member(now, from, &sender, datagram.message),
-        }
-        self.flush(now);
-    }
-
-    fn handle_introducer(&mut self, from: SocketAddr, message: Message) {
-        match message {
-            Message::Ping { sequence, .. } => {
-                let digest = self.members.digest();
-                self.transmit(from, None, Message::Ack { sequence, digest }, Vec::new());
-            }
-            Message::News => {}
-            _ => self.stats.invalid += 1,
-        }
-    }
-
-    /// A datagram under this node's own name: from a process on another disk, which is told
-    /// of this one, so that the two settle who goes.
-    fn handle_namesake(&mut self, from: SocketAddr, sender: &Sender) {
-        self.stats.invalid += 1;
-        if sender.storage != self.me.storage {
-            let own = self.own_update();
-            self.transmit(from, Some(sender.node.clone()), Message::News, vec![own]);
-        }
-    }
-
-    fn handle_member(&mut self, now: Time, from: SocketAddr, sender: &Sender, message: Message) {
-        self.detector.heard(now, &sender.node);
-        match message {
-            Message::Ping { sequence, digest } => {
-                self.compare_digest(now, from, sender, digest);
-                self.acknowledge(from, sender, sequence);
-            }
-            Message::Ack { sequence, digest } => {
-                self.compare_digest(now, from, sender, digest);
-                let server = Server {
-                    node: sender.node.clone(),
-                    storage: sender.storage,
-                };
-                let mut actions = Vec::new();
-                self.detector.answered(now, &server, sequence, &mut actions);
-                self.carry_out(now, actions);
-            }
-            Message::PingReq {
-                sequence,
-                target,
-                connect,
-            } => {
-                self.acknowledge(from, sender, sequence);
-                if target != self.me.node
-                    && let Some(member) = self.members.live(&target)
-                {
-                    let requester = (sender.node.clone(), from, sequence);
-                    let server = member.server();
-                    self.detector
-                        .probe_now(now, &server, connect, Some(requester));
-                }
-            }
-            Message::Answered { sequence, target } => {
-                let mut actions = Vec::new();
-                self.detector.answered(now, &target, sequence, &mut actions);
-                self.carry_out(now, actions);
-            }
-            Message::News => {}
-            Message::Announce { .. } => self.stats.invalid += 1,
-        }
-    }
-
-    /// Answers a ping, and corrects the sender's idea of itself where the others hold it for
-    /// suspect, removed or replaced.
-    fn acknowledge(&mut self, from: SocketAddr, sender: &Sender, sequence: u64) {
-        let mut extra = Vec::new();
-        if let Some(record) = self.members.record(&sender.node) {
-            let believed = &record.member;
-            let stale = (believed.incarnation, believed.storage)
-                > (sender.incarnation, sender.storage)
-                || (believed.incarnation == sender.incarnation
-                    && believed.storage == sender.storage
-                    && believed.state != MemberState::Alive);
-            if stale {
-                extra.push(record.update());
-            }
-        }
-        if matches!(self.phase, Phase::Leaving(_)) {
-            extra.push(self.own_update());
-        }
-        let digest = self.members.digest();
-        let to = Some(sender.node.clone());
-        self.transmit(from, to, Message::Ack { sequence, digest }, extra);
     }
 
     /// Answers a request that came over TCP.
@@ -678,32 +559,6 @@ impl Membership {
             member: self.me.clone(),
             by: self.me.node.clone(),
         }
-    }
-
-    /// Sends a datagram with `extra` and, on pings and acks, what waits for a ride.
-    fn transmit(
-        &mut self,
-        to: SocketAddr,
-        node: Option<NodeId>,
-        message: Message,
-        extra: Vec<Update>,
-    ) {
-        let rides = matches!(message, Message::Ping { .. } | Message::Ack { .. }) && node.is_some();
-        let mut datagram = Datagram {
-            cluster: self.cluster,
-            from: Some(self.sender()),
-            to: node,
-            message,
-            updates: extra,
-        };
-        if rides {
-            let members = self.members.view().members.len();
-            let limit = Gossip::transmit_limit(self.config.transmit_factor, members);
-            self.gossip.fill(&mut datagram, limit);
-        }
-        debug_assert!(datagram.size_bound() <= DATAGRAM_PAYLOAD);
-        self.stats.sent += 1;
-        self.outputs.push_back(Output::Transmit { to, datagram });
     }
 
     fn wall(&self, now: Time) -> WallTime {

@@ -1,7 +1,7 @@
 //! Carrying out what the detector asks for.
 //!
-//! Decides: who helps with an indirect probe, and what a ping tells its target. Leaves to
-//! others: when to probe (`detector`) and what a miss means (`belief`).
+//! Decides: who helps with an indirect probe. Leaves to others: when to probe (`detector`),
+//! what a ping says (`datagrams`) and what a miss means (`belief`).
 
 use std::net::SocketAddr;
 
@@ -45,21 +45,6 @@ impl Membership {
                 }
             }
         }
-    }
-
-    /// Pings a live or removed member, telling it what is believed of it where that is bad.
-    pub(super) fn ping(&mut self, target: &NodeId, sequence: u64) {
-        let Some(record) = self.members.record(target) else {
-            return;
-        };
-        let addr = record.member.addr;
-        let mut extra = Vec::new();
-        if record.member.state != MemberState::Alive {
-            extra.push(record.update());
-        }
-        let digest = self.members.digest();
-        let to = Some(target.clone());
-        self.transmit(addr, to, Message::Ping { sequence, digest }, extra);
     }
 
     pub(super) fn ask_helpers(

@@ -57,7 +57,7 @@ impl Membership {
             }
             return None;
         };
-        self.gossip.push(update);
+        self.gossip.push(now, update);
         let kind = match change {
             Change::Appeared => Some(EventKind::Joined),
             Change::Refuted => Some(EventKind::Refuted),
@@ -229,7 +229,7 @@ impl Membership {
         self.outputs.push_back(Output::Incarnation(incarnation));
         let own = self.own_update();
         self.members.merge(now, own.clone());
-        self.gossip.push(own.clone());
+        self.gossip.push(now, own.clone());
         self.spread(&own);
     }
 

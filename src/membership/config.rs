@@ -20,25 +20,26 @@ pub struct Config {
     /// Each of the successors is pinged this often. Default 1 s. Longer: less traffic,
     /// later detection by as much.
     pub probe_period: Duration,
-    /// A ping without an answer for this long is a miss. Default 300 ms; well above the
-    /// round trip, below `probe_window`.
-    pub ack_timeout: Duration,
-    /// After a miss, pings and indirect probes go out this often. Default 100 ms.
+    /// A ping that is not answered is sent again this often. Default 100 ms.
     pub retry_gap: Duration,
-    /// From the first unanswered ping to the accusation. Default 1,250 ms: a process that
-    /// is paused for 1 s is not even suspected.
+    /// After this long without an answer, helpers are asked to probe too. Default 300 ms; well
+    /// above the round trip, below `probe_window`.
+    pub ack_timeout: Duration,
+    /// From the first unanswered ping to the accusation. Default 1,750 ms: a process that
+    /// is paused for 1 s is not even suspected where the pings before its pause were lost.
     pub probe_window: Duration,
-    /// From the first unanswered ping to the attempt over TCP. Default 600 ms.
+    /// From the first unanswered ping to the attempt over TCP, and from one to the next.
+    /// Default 600 ms.
     pub connect_after: Duration,
     /// A member that heard nobody at all during its probe doubts itself and goes on
-    /// probing for this long before it accuses. Default 400 ms.
+    /// probing for this long before it accuses. Default 300 ms.
     pub doubt_span: Duration,
     /// Each point of ill health (a pause, a probe during which nobody was heard) lengthens the
     /// probe window by this much. Default 100 ms. Source: Lifeguard, section 3.1.
     pub health_step: Duration,
     /// Most points of ill health. Default 3.
     pub health_max: u32,
-    /// A suspicion that is neither refuted nor agreed with for this long removes. Default 1,900 ms.
+    /// A suspicion that is neither refuted nor agreed with for this long removes. Default 1,500 ms.
     pub suspicion_span: Duration,
     /// The same where no third member is there to agree. Default 300 ms.
     pub suspicion_span_lone: Duration,
@@ -78,9 +79,11 @@ pub struct Config {
     pub asked_max: usize,
     /// Entries of the evidence log; the oldest goes. Default 1,000.
     pub events_max: usize,
-    /// An update rides on this many times log2(members + 1) datagrams. Default 3.
-    /// Source: SWIM, section 4.1.
-    pub transmit_factor: u32,
+    /// An update rides on this many pings and acks of each member. Default 12: twice to each of
+    /// the six neighbours on the ring.
+    pub rides: u32,
+    /// It rides no longer than this. Default 10 s.
+    pub rides_span: Duration,
 }
 
 impl Default for Config {
@@ -89,12 +92,12 @@ impl Default for Config {
             probe_period: millis(1000),
             ack_timeout: millis(300),
             retry_gap: millis(100),
-            probe_window: millis(1250),
+            probe_window: millis(1750),
             connect_after: millis(600),
-            doubt_span: millis(400),
+            doubt_span: millis(300),
             health_step: millis(100),
             health_max: 3,
-            suspicion_span: millis(1900),
+            suspicion_span: millis(1500),
             suspicion_span_lone: millis(300),
             helpers: 3,
             helper_reach: 2 * SUCCESSORS,
@@ -112,7 +115,8 @@ impl Default for Config {
             members_max: 4096,
             asked_max: 32,
             events_max: 1000,
-            transmit_factor: 3,
+            rides_span: millis(10_000),
+            rides: 4 * SUCCESSORS as u32,
         }
     }
 }
@@ -162,7 +166,7 @@ impl Config {
             ("helpers", self.helpers),
             ("members_max", self.members_max),
             ("events_max", self.events_max),
-            ("transmit_factor", self.transmit_factor as usize),
+            ("rides", self.rides as usize),
         ];
         if let Some((name, _)) = bounds.iter().find(|(_, bound)| *bound == 0) {
             return Err(ConfigError::Zero(name));

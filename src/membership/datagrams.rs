@@ -11,7 +11,7 @@
 use std::net::SocketAddr;
 
 use super::members::Record;
-use super::{Gossip, Membership, Output, Phase};
+use super::{Membership, Output, Phase};
 use crate::types::{MemberState, NodeId, Server, Time};
 use crate::wire::datagram::{
     Address, Brief, DATAGRAM_PAYLOAD, Datagram, Full, Message, Sender, Tag, Update, Word,
@@ -153,6 +153,11 @@ impl Membership {
                 let by = member.node.clone();
                 self.take_updates(now, vec![Update { member, by }]);
                 self.compare_digest(now, from, sender, digest);
+                let correction = self.correction(sender);
+                if !correction.is_empty() {
+                    let node = Some(sender.node.clone());
+                    self.transmit(from, node, Message::News, correction);
+                }
             }
             Message::Announce { .. } => self.stats.invalid += 1,
             Message::News => {}
@@ -168,12 +173,16 @@ impl Membership {
         self.transmit(to, node, message, Vec::new());
     }
 
-    /// Answers a ping that had digest `asked`, and corrects the sender's idea of itself where
-    /// the others hold it for suspect, removed or replaced.
-    fn acknowledge(&mut self, to: SocketAddr, sender: &Sender, sequence: u64, asked: Option<u64>) {
-        let mut extra = Vec::new();
+    /// News for a sender that the others hold for suspect, removed or replaced.
+    fn correction(&self, sender: &Sender) -> Vec<Update> {
         let record = self.members.record(&sender.node);
-        extra.extend(record.filter(|r| is_stale(r, sender)).map(Record::update));
+        let stale = record.filter(|record| is_stale(record, sender));
+        stale.map(Record::update).into_iter().collect()
+    }
+
+    /// Answers a ping that had digest `asked`, and corrects the sender's idea of itself.
+    fn acknowledge(&mut self, to: SocketAddr, sender: &Sender, sequence: u64, asked: Option<u64>) {
+        let mut extra = self.correction(sender);
         if matches!(self.phase, Phase::Leaving(_)) {
             extra.push(self.own_update());
         }
@@ -236,9 +245,7 @@ impl Membership {
             updates: extra,
         };
         if rides {
-            let members = self.members.view().members.len();
-            let limit = Gossip::transmit_limit(self.config.transmit_factor, members);
-            self.gossip.fill(&mut full, limit);
+            self.gossip.fill(&mut full);
         }
         debug_assert!(full.size_bound() <= DATAGRAM_PAYLOAD);
         self.stats.sent += 1;

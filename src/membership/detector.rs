@@ -259,9 +259,10 @@ impl Detector {
         watch.missed_at = None;
         watch.answered_at = Some(now);
         watch.next_ping = now.max(probe.started + period);
-        if probe.rounds <= 1 {
+        let span = now.since(probe.started);
+        if span < self.config.ack_timeout {
             self.health = self.health.saturating_sub(1);
-            self.counts.round_trip = now.since(probe.started).as_nanos() as u64;
+            self.counts.round_trip = span.as_nanos() as u64;
         }
         for (requester, (addr, sequence)) in probe.requesters {
             actions.push(Action::Answered {
@@ -405,7 +406,7 @@ impl Detector {
             probe.attempt(now, node, watch.regular, &self.config, actions);
         }
         if probe.connect_at <= now {
-            probe.connect_at = Time::MAX;
+            probe.connect_at = now + self.config.connect_after;
             actions.push(Action::Connect {
                 target: watch.server.clone(),
                 sequence: probe.sequence,
@@ -477,7 +478,7 @@ impl Probe {
         }
     }
 
-    /// One round: a ping, and from the second on helpers too.
+    /// One round: a ping, and once the answer is overdue helpers too.
     fn attempt(
         &mut self,
         now: Time,
@@ -490,20 +491,16 @@ impl Probe {
             target: target.clone(),
             sequence: self.sequence,
         });
-        if regular && (self.rounds > 0 || self.urgent) {
+        let overdue = now.since(self.started) >= config.ack_timeout;
+        if regular && (overdue || self.urgent) {
             actions.push(Action::Ask {
                 target: target.clone(),
                 sequence: self.sequence,
-                round: self.rounds.saturating_sub(1),
+                round: self.rounds,
                 connect: self.urgent,
             });
         }
-        let patient = regular && self.rounds == 0 && !self.urgent;
-        let gap = match patient {
-            true => config.ack_timeout,
-            false => config.retry_gap,
-        };
-        self.next_attempt = now + gap;
+        self.next_attempt = now + config.retry_gap;
         self.rounds += 1;
     }
 }

@@ -137,6 +137,8 @@ pub struct Introducer {
     entries: BTreeMap<NodeId, Entry>,
     tags: BTreeMap<Tag, NodeId>,
     forming: Option<(Server, Time)>,
+    /// When somebody unknown said that it is a member of some cluster.
+    stranger_at: Option<Time>,
     pending: BTreeMap<u64, Pending>,
     sequence: u64,
     rng: Rng,
@@ -154,6 +156,7 @@ impl Introducer {
             entries: BTreeMap::new(),
             tags: BTreeMap::new(),
             forming: None,
+            stranger_at: None,
             pending: BTreeMap::new(),
             sequence: 0,
             rng: Rng::new(seed),
@@ -224,7 +227,10 @@ impl Introducer {
                 member.incarnation = brief.incarnation;
                 self.handle_announcement(now, from, member, u64::from_be_bytes(digest));
             }
-            None => self.transmit(from, None, Message::Who, Vec::new()),
+            None => {
+                self.stranger_at = Some(now);
+                self.transmit(from, None, Message::Who, Vec::new());
+            }
         }
     }
 
@@ -358,7 +364,9 @@ impl Introducer {
             true => self.config.startup_span_known,
             false => self.config.startup_span,
         };
-        if now < self.started + span {
+        let stranger = self.stranger_at.filter(|_| self.cluster.is_none());
+        let since = stranger.map_or(self.started, |at| at.max(self.started));
+        if now < since + span {
             return wait(WaitReason::Starting);
         }
         if any {
@@ -513,8 +521,13 @@ impl Introducer {
         if !same_life || !is_live(entry.member.state) {
             let entry = entry.clone();
             let mut correction = own_word(&entry.member);
-            // Who was not heard for long is outlived, and does not drive the other one away.
-            if is_live(entry.member.state) && !self.is_live(now, &entry) {
+            let other = entry.member.storage != member.storage || entry.member.addr != member.addr;
+            if other && self.is_live(now, &entry) {
+                // Two under one name: the members know which of them lives.
+                return;
+            }
+            if is_live(entry.member.state) {
+                // Who was not heard for long is outlived, and drives nobody away.
                 correction.member.state = MemberState::Failed;
             }
             self.tell(from, node, vec![correction]);

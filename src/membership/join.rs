@@ -243,7 +243,7 @@ impl Membership {
         });
         let own = self.own_update();
         self.members.merge(now, own.clone());
-        self.gossip.push(own.clone());
+        self.gossip.push(now, own.clone());
         let me = self.me.clone();
         self.record(now, &me, me.node.clone(), EventKind::Joined);
         self.take_updates(now, updates);

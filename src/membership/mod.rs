@@ -2,7 +2,7 @@
 //!
 //! Decides: whether this node is a member, who else is, and when each of them is pinged,
 //! suspected, removed and taken back. Takes: commands, datagrams, results of TCP exchanges
-//! and time. Emits: datagrams, exchanges, and the live members as a `View`. Leaves to
+//! and time. Emits: datagrams, exchanges, and that the live members have changed. Leaves to
 //! others: sockets, clocks and encoding (`threads`, `wire`), and everything that is done
 //! with the view (`consensus`, `store`, `schedule` by way of `node`).
 //!
@@ -130,8 +130,8 @@ pub enum Output {
         /// What.
         request: MembershipRequest,
     },
-    /// The live members have changed.
-    View(View),
+    /// The live members have changed: read [`Membership::view`].
+    ViewChanged,
     /// This node has become a member. Persist the cluster id before carrying out what follows.
     Joined {
         /// This node as the others know it.
@@ -236,6 +236,8 @@ pub struct Membership {
     announce_at: Time,
     reconnect_at: Time,
     forget_at: Time,
+    /// When this process noticed last that it had been paused.
+    resumed_at: Time,
     started: (Time, WallTime),
     view_sent: u64,
     no_view: View,
@@ -263,7 +265,7 @@ impl Membership {
         Membership {
             members: Members::new(config.members_max),
             detector: Detector::new(config.clone()),
-            gossip: Gossip::default(),
+            gossip: Gossip::new(config.rides),
             evidence: Evidence::new(config.events_max),
             config,
             me: member,
@@ -279,6 +281,7 @@ impl Membership {
             announce_at: now,
             reconnect_at: now,
             forget_at: now,
+            resumed_at: now,
             started: (now, wall),
             view_sent: 0,
             no_view: View::default(),
@@ -395,6 +398,7 @@ impl Membership {
                 self.expire_suspicions(now);
                 self.synchronise(now);
                 if self.announce_at <= now {
+                    self.gossip.forget(now - self.config.rides_span);
                     self.announce(now);
                 }
                 if self.reconnect_at <= now {
@@ -508,8 +512,10 @@ impl Membership {
         let Some(due) = self.poll_timeout() else {
             return;
         };
-        let late = now.since(due);
+        // One pause is noticed once, though much waits for this process after it.
+        let late = now.since(due.max(self.resumed_at));
         if late > self.config.pause_tolerance {
+            self.resumed_at = now;
             self.stats.pauses += 1;
             self.detector.restart(now);
             self.members.postpone_suspicions(late);
@@ -590,7 +596,6 @@ impl Membership {
                 .record(node)
                 .is_none_or(|r| is_live(r.member.state))
         });
-        self.outputs
-            .push_back(Output::View(self.members.view().clone()));
+        self.outputs.push_back(Output::ViewChanged);
     }
 }

@@ -36,6 +36,8 @@ pub(super) struct Member {
     pub(super) outdated: Receiver<View>,
     /// To the disk.
     pub(super) keep: Sender<Keep>,
+    /// The view is another than the one handed on last.
+    pub(super) view_changed: bool,
     /// Events that `coord` had no room for.
     pub(super) waiting: VecDeque<Input>,
     /// Notes that the disk had no room for.
@@ -58,7 +60,12 @@ impl Member {
             .map_err(|_| "the disk did not note the cluster id in time".to_string())
     }
 
-    fn handle_view(&mut self, view: View) {
+    /// Hands the view on, once for all that changed in a turn.
+    fn hand_view(&mut self) {
+        if !std::mem::take(&mut self.view_changed) {
+            return;
+        }
+        let view = self.membership.view().clone();
         if self.addresses_due.is_none() {
             let now = self.shared.clock.now();
             let earliest = self.addresses_noted.map_or(now, |at| at + ADDRESSES_PERIOD);
@@ -125,7 +132,7 @@ impl Core for Member {
             Output::Exchange { id, to, request } => {
                 return Ok(Some(Step::Exchange(Exchange { id, to, request })));
             }
-            Output::View(view) => self.handle_view(view),
+            Output::ViewChanged => self.view_changed = true,
             Output::Joined {
                 member,
                 cluster,
@@ -158,6 +165,7 @@ impl Core for Member {
 
     fn retry(&mut self) {
         hand_on(&mut self.waiting, &self.events);
+        self.hand_view();
         let now = self.shared.clock.now();
         if self.addresses_due.is_some_and(|due| due <= now) && self.membership.is_member() {
             self.addresses_due = None;

@@ -403,6 +403,7 @@ fn spawn(
         views,
         outdated: newest_view.clone(),
         keep: disk.clone(),
+        view_changed: false,
         waiting: VecDeque::new(),
         notes: VecDeque::new(),
         addresses_due: None,

@@ -49,9 +49,9 @@ pub fn churn(seed: u64, story: bool) -> Result<(), String> {
 
 /// One fault, or the end of one.
 fn disturb(cluster: &mut Cluster, rng: &mut Rng, addrs: &mut [SocketAddr]) {
-    // The first node stays, though it may be cut off: where nobody is left, the next node with
-    // an empty disk rightly begins another cluster.
-    let index = 1 + rng.below(addrs.len() as u64 - 1) as usize;
+    // The first two stay, though they may be cut off: where nobody is left, or an introducer that
+    // starts hears nobody, the next node with an empty disk rightly begins another cluster.
+    let index = 2 + rng.below(addrs.len() as u64 - 2) as usize;
     let other = rng.below(addrs.len() as u64) as usize;
     let addr = addrs[index];
     let process = &cluster.nodes[&addr];
@@ -104,7 +104,9 @@ fn mend(cluster: &mut Cluster, rng: &mut Rng, addrs: &mut [SocketAddr]) {
     cluster.cut.clear();
     cluster.loss = 0;
     // Whoever is leaving has left then.
-    cluster.run(secs(1));
+    let paused = cluster.nodes.values().map(|process| process.paused_until);
+    let last = paused.max().expect("nodes").max(cluster.now);
+    cluster.run(last.since(cluster.now) + secs(1));
     if !cluster.introducers[&Cluster::meeting(0)].up {
         cluster.start_introducer(0);
     }

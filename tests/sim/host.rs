@@ -456,7 +456,12 @@ impl Sim {
                 } => {
                     self.exchange(id, exchange, to, request);
                 }
-                membership::Output::View(view) => self.publish_view(id, view),
+                membership::Output::ViewChanged => {
+                    let process = self.hosts[id].process_mut();
+                    if let Some(view) = process.map(|it| it.membership.view().clone()) {
+                        self.publish_view(id, view);
+                    }
+                }
                 membership::Output::Joined {
                     member,
                     cluster,

@@ -18,7 +18,7 @@ use dlc::membership::introducer::IntroducerConfig;
 use dlc::membership::ring::position;
 use dlc::membership::{Config, ExchangeId, Identity, Introducer, Membership, Output};
 use dlc::types::{
-    ClusterId, Incarnation, Member, MemberState, NodeId, Rng, StorageId, Time, View, WallTime,
+    ClusterId, Incarnation, Member, MemberState, NodeId, Rng, StorageId, Time, WallTime,
 };
 
 use network::{Happening, Planned};
@@ -53,8 +53,8 @@ pub struct Process {
     pub paused_until: Time,
     /// Everything that it put out but traffic and views.
     pub outcome: Vec<Output>,
-    /// The newest view that it put out.
-    pub view: View,
+    /// Whom it saw last, in which life.
+    view: BTreeMap<NodeId, Incarnation>,
     boot: u64,
     persisted: Identity,
     wake: Option<Time>,
@@ -89,7 +89,7 @@ impl Trace {
             }
             Trace::Story => {
                 let text = format!("{what:?}");
-                if !text.contains("Brief") && !text.starts_with("View") {
+                if !text.contains("Brief") && text != "ViewChanged" {
                     println!("{now} {by} {text}");
                 }
             }
@@ -105,6 +105,14 @@ pub struct Traffic {
     pub bytes: u64,
     /// Exchanges over TCP.
     pub exchanges: u64,
+}
+
+/// How the probes over TCP fared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Connects {
+    pub tried: u64,
+    /// In time, or refused.
+    pub answered: u64,
 }
 
 pub struct Cluster {
@@ -125,6 +133,7 @@ pub struct Cluster {
     /// Changes of views, since the last time it was cleared.
     pub seen: Vec<Seen>,
     pub traffic: Traffic,
+    pub connects: Connects,
     /// Datagrams are encoded, to know and check their size.
     pub metered: bool,
     pub trace: Trace,
@@ -151,6 +160,7 @@ impl Cluster {
             cut: BTreeSet::new(),
             seen: Vec::new(),
             traffic: Traffic::default(),
+            connects: Connects::default(),
             metered: true,
             trace: Trace::Off,
             queue: BinaryHeap::new(),
@@ -242,7 +252,7 @@ impl Cluster {
             paused_until: Time(0),
             boot,
             outcome: Vec::new(),
-            view: View::default(),
+            view: BTreeMap::new(),
             persisted: identity,
             wake: None,
         };

@@ -281,7 +281,7 @@ impl Cluster {
     /// Whether this step is one after which invariants are checked; always in small clusters.
     fn is_thorough(&mut self) -> bool {
         self.steps += 1;
-        self.metered && (self.nodes.len() <= 16 || self.steps.is_multiple_of(64))
+        self.metered && (self.nodes.len() <= 16 || self.steps.is_multiple_of(1024))
     }
 
     /// Drains the outputs of a node and arms its timer: the contract's second half.
@@ -295,7 +295,7 @@ impl Cluster {
             match output {
                 Output::Transmit { to, datagram } => self.send(addr, to, datagram),
                 Output::Exchange { id, to, request } => self.ask(addr, to, id, request),
-                Output::View(view) => self.compare(addr, view),
+                Output::ViewChanged => self.compare(addr),
                 Output::Joined { cluster, .. } => {
                     process.persisted.cluster = Some(cluster);
                     process.outcome.push(output);
@@ -360,6 +360,7 @@ impl Cluster {
         self.traffic.exchanges += 1;
         let boot = self.nodes[&from].boot;
         let probe = matches!(request, MembershipRequest::Probe { .. });
+        self.connects.tried += u64::from(probe);
         let works = !probe || self.probes_connect;
         if !works || self.is_blocked(from, to) || self.is_lost() || self.is_lost() {
             let patience = self.now + CONNECT;
@@ -395,6 +396,7 @@ impl Cluster {
         let came = self.segment(self.now).filter(|at| *at <= patience);
         match came.filter(|_| !self.is_blocked(from, to)) {
             Some(at) => {
+                self.connects.answered += u64::from(reply == MembershipReply::Present);
                 let result = Ok(reply);
                 let happening = Happening::Result {
                     from,

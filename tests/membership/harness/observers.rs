@@ -1,10 +1,11 @@
 //! What the nodes' views say over time, and what may be concluded from it.
 
+use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use dlc::types::{Incarnation, NodeId, Time, View};
+use dlc::types::{Incarnation, NodeId, Time};
 
 use super::Cluster;
 
@@ -19,21 +20,52 @@ pub struct Seen {
 }
 
 impl Cluster {
-    pub(super) fn compare(&mut self, observer: SocketAddr, view: View) {
-        let (at, old) = (self.now, std::mem::take(&mut self.node(observer).view));
-        let seen = |node: &NodeId, of: &View, gone| Seen {
-            at,
-            observer,
-            node: node.clone(),
-            incarnation: of.members[node].incarnation,
-            gone,
-        };
-        let gone = old.members.keys().filter(|n| !view.members.contains_key(n));
-        let come = view.members.keys().filter(|n| !old.members.contains_key(n));
-        let gone = gone.map(|node| seen(node, &old, true));
-        let come = come.map(|node| seen(node, &view, false));
-        self.seen.extend(gone.chain(come));
-        self.node(observer).view = view;
+    /// Notes what is new in the view of `observer`. Both sides are in order, and mostly equal.
+    pub(super) fn compare(&mut self, observer: SocketAddr) {
+        let at = self.now;
+        let process = self.nodes.get_mut(&observer).expect("node");
+        let new = &process.core.view().members;
+        let mut changes: Vec<(NodeId, Incarnation, bool)> = Vec::new();
+        let mut raised: Vec<(NodeId, Incarnation)> = Vec::new();
+        let (mut before, mut after) = (process.view.iter().peekable(), new.iter().peekable());
+        loop {
+            let order = match (before.peek(), after.peek()) {
+                (None, None) => break,
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (Some((old, _)), Some((new, _))) => old.cmp(new),
+            };
+            let old = (order != Ordering::Greater)
+                .then(|| before.next())
+                .flatten();
+            let new = (order != Ordering::Less).then(|| after.next()).flatten();
+            match (old, new) {
+                (Some((node, incarnation)), None) => {
+                    changes.push((node.clone(), *incarnation, true))
+                }
+                (None, Some((node, member))) => {
+                    changes.push((node.clone(), member.incarnation, false));
+                }
+                (Some((node, old)), Some((_, new))) if *old != new.incarnation => {
+                    raised.push((node.clone(), new.incarnation));
+                }
+                _ => {}
+            }
+        }
+        process.view.extend(raised);
+        for (node, incarnation, gone) in changes {
+            match gone {
+                true => process.view.remove(&node),
+                false => process.view.insert(node.clone(), incarnation),
+            };
+            self.seen.push(Seen {
+                at,
+                observer,
+                node,
+                incarnation,
+                gone,
+            });
+        }
     }
 
     /// Members that went from somebody's view.
@@ -51,20 +83,36 @@ impl Cluster {
 
     /// Runs until every running node has seen all of `victims` go, and says how long that took.
     pub fn detection(&mut self, victims: &[SocketAddr], limit: Duration) -> Option<Duration> {
-        let (start, first) = (self.now, self.seen.len());
-        let names: BTreeSet<NodeId> = victims
+        let observers: BTreeSet<SocketAddr> = self.running().into_iter().collect();
+        self.change(victims, &observers, true, limit)
+    }
+
+    /// Runs until every node that ran has seen all of `nodes`, just started, come.
+    pub fn return_of(&mut self, nodes: &[SocketAddr], limit: Duration) -> Option<Duration> {
+        let running = self.running().into_iter();
+        let others = running.filter(|addr| !nodes.contains(addr)).collect();
+        self.change(nodes, &others, false, limit)
+    }
+
+    fn change(
+        &mut self,
+        about: &[SocketAddr],
+        observers: &BTreeSet<SocketAddr>,
+        gone: bool,
+        limit: Duration,
+    ) -> Option<Duration> {
+        let (start, mut looked) = (self.now, self.seen.len());
+        let names: BTreeSet<NodeId> = about
             .iter()
             .map(|addr| self.core(*addr).me().node.clone())
             .collect();
-        let observers: BTreeSet<SocketAddr> = self.running().into_iter().collect();
-        let end = start + limit;
-        let (mut missing, mut looked) = (names.len() * observers.len(), first);
+        let mut missing = names.len() * observers.len();
         while missing > 0 {
-            if !self.step(end) {
+            if !self.step(start + limit) {
                 return None;
             }
             for seen in &self.seen[looked..] {
-                let counts = seen.gone && names.contains(&seen.node);
+                let counts = seen.gone == gone && names.contains(&seen.node);
                 missing -= usize::from(counts && observers.contains(&seen.observer));
             }
             looked = self.seen.len();

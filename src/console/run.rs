@@ -77,10 +77,9 @@ pub fn run(client: &mut Client, command: &Command) -> Result<Answer, ClientError
         }
         Command::Tail { job, rows } => tail(client, *job, *rows),
         Command::Why(node) => match client.request(&Request::Why(node.clone()))? {
-            Reply::Events(events) if events.is_empty() => answer(
-                format!("nothing is known against {node}"),
-                json!({ "events": events }),
-            ),
+            Reply::Events(events) if events.is_empty() => {
+                answer(no_events(client, node)?, json!({ "events": events }))
+            }
             Reply::Events(events) => answer(events.join("\n"), json!({ "events": events })),
             _ => Err(client.unexpected()),
         },
@@ -101,18 +100,32 @@ pub fn run(client: &mut Client, command: &Command) -> Result<Answer, ClientError
     }
 }
 
+/// What to say of a member of which nothing was recorded.
+fn no_events(client: &mut Client, node: &str) -> Result<String, ClientError> {
+    let Reply::Members(members) = client.request(&Request::Members)? else {
+        return Err(client.unexpected());
+    };
+    Ok(match members.iter().any(|it| it.name.as_str() == node) {
+        true => format!("nothing is known against {node}"),
+        false => format!("{node} is no member, and this node remembers nothing of it"),
+    })
+}
+
 fn list_members(members: &[MemberInfo]) -> Result<Answer, ClientError> {
-    let shown = members.iter().map(|member| {
+    let words = |member: &MemberInfo| {
         let role = match member.role {
             Role::Coordinator => "coordinator",
             Role::Standby => "standby",
             Role::Member => "member",
         };
-        let state = if member.state == MemberState::Suspect {
-            "suspect"
-        } else {
-            "alive"
+        let state = match member.state {
+            MemberState::Suspect => "suspect",
+            _ => "alive",
         };
+        (state, role)
+    };
+    let shown = members.iter().map(|member| {
+        let (state, role) = words(member);
         json!({
             "id": member.id, "name": member.name.as_str(), "addr": member.addr, "state": state,
             "incarnation": member.incarnation.0, "role": role,
@@ -120,7 +133,13 @@ fn list_members(members: &[MemberInfo]) -> Result<Answer, ClientError> {
     });
     let json = json!({ "members": shown.collect::<Vec<_>>() });
     let ids: Vec<String> = members.iter().map(|member| member.id.clone()).collect();
-    answer(tables::process_ids(&ids), json)
+    let mut text = tables::process_ids(&ids);
+    for member in members {
+        let ((state, role), name, addr) = (words(member), &member.name, &member.addr);
+        let life = member.incarnation.0;
+        text += &format!("\n{name} at {addr}: {state}, incarnation {life}, {role}");
+    }
+    answer(text, json)
 }
 
 fn put(client: &mut Client, local: &str, name: &FileName) -> Result<Answer, ClientError> {

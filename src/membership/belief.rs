@@ -67,8 +67,10 @@ impl Membership {
             Change::Left => Some(EventKind::Left),
             Change::Buried => None,
         };
-        if change == Change::Failed {
-            self.stats.removals += 1;
+        match change {
+            Change::Failed => self.stats.removals += 1,
+            Change::Returned => self.stats.flaps += 1,
+            _ => {}
         }
         if let Some(kind) = kind {
             self.record(now, &member, by, kind);
@@ -98,7 +100,7 @@ impl Membership {
             return;
         };
         if record.accusers.len() >= 2 {
-            self.remove(now, node, Ground::Agreement);
+            self.remove_agreed(now, node);
         } else if self.detector.missed_lately(now, node) {
             self.accuse(now, node);
         } else if self.detector.regular().any(|name| name == node) {
@@ -142,8 +144,14 @@ impl Membership {
         self.spread(&update);
         let accusers = self.members.record(node).map(|r| r.accusers.len());
         if accusers.is_some_and(|count| count >= 2 || planted::is(Bug::RemovalWithoutAgreement)) {
-            self.remove(now, node, Ground::Agreement);
+            self.remove_agreed(now, node);
         }
+    }
+
+    fn remove_agreed(&mut self, now: Time, node: &NodeId) {
+        let record = self.members.record(node);
+        let accusers = record.map(|record| record.accusers.iter().cloned().collect());
+        self.remove(now, node, Ground::Agreement(accusers.unwrap_or_default()));
     }
 
     /// Removes `node`. Only its accusers tell everyone; the others heard the same accusations.

@@ -13,7 +13,7 @@
 //! Sources: SWIM, section 3.1 (indirect probes); Lifeguard, section 3.1 (a member that hears
 //! little trusts itself less).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -27,6 +27,8 @@ const MISS_KEPT: Duration = Duration::from_secs(2);
 const RECONNECT_GAP: Duration = Duration::from_millis(50);
 /// Members that wait for news of one target; further ones are ignored.
 const REQUESTERS_MAX: usize = 8;
+/// Round trips that are remembered.
+const ROUND_TRIPS_KEPT: usize = 256;
 
 /// What the owner is to do for a probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,14 +109,16 @@ struct Watch {
 pub struct ProbeCounts {
     /// Probes begun.
     pub probes: u64,
-    /// Probes that had to be repeated.
+    /// Probes whose ping had to be repeated: it, or its answer, was lost or late.
     pub retried: u64,
     /// Probes that found silence to the end.
     pub missed: u64,
     /// Requests of others that were ignored because too many were under way.
     pub ignored: u64,
-    /// Last round trip, nanoseconds.
-    pub round_trip: u64,
+    /// Median of the last round trips, zero before the first.
+    pub round_trip_median: Duration,
+    /// The longest of them.
+    pub round_trip_max: Duration,
 }
 
 /// The probes of one node.
@@ -128,6 +132,8 @@ pub struct Detector {
     /// given one was heard.
     heard: [Option<(NodeId, Time)>; 2],
     counts: ProbeCounts,
+    /// The newest round trips, oldest first.
+    round_trips: VecDeque<Duration>,
 }
 
 impl Detector {
@@ -140,12 +146,19 @@ impl Detector {
             health: 0,
             heard: [None, None],
             counts: ProbeCounts::default(),
+            round_trips: VecDeque::new(),
         }
     }
 
     /// What was counted.
     pub fn counts(&self) -> ProbeCounts {
-        self.counts
+        let mut sorted: Vec<Duration> = self.round_trips.iter().copied().collect();
+        sorted.sort();
+        ProbeCounts {
+            round_trip_median: sorted.get(sorted.len() / 2).copied().unwrap_or_default(),
+            round_trip_max: sorted.last().copied().unwrap_or_default(),
+            ..self.counts
+        }
     }
 
     /// Points of ill health; 0 is well.
@@ -262,7 +275,10 @@ impl Detector {
         let span = now.since(probe.started);
         if span < self.config.ack_timeout {
             self.health = self.health.saturating_sub(1);
-            self.counts.round_trip = span.as_nanos() as u64;
+            if self.round_trips.len() >= ROUND_TRIPS_KEPT {
+                self.round_trips.pop_front();
+            }
+            self.round_trips.push_back(span);
         }
         for (requester, (addr, sequence)) in probe.requesters {
             actions.push(Action::Answered {

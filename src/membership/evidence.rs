@@ -24,10 +24,10 @@ pub enum Miss {
 }
 
 /// Why a suspicion became a removal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ground {
-    /// Two members missed it independently.
-    Agreement,
+    /// These missed it independently.
+    Agreement(Vec<NodeId>),
     /// Nobody refuted the suspicion in time.
     Expired,
     /// Another member said that it was removed.
@@ -35,7 +35,7 @@ pub enum Ground {
 }
 
 /// What happened to a member.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EventKind {
     /// It became a member here, or started a new life.
     Joined,
@@ -75,8 +75,8 @@ pub struct Event {
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Event { member, by, .. } = self;
-        write!(f, "{} ", self.at.clock())?;
-        match self.kind {
+        write!(f, "{}.{:03} ", self.at.clock(), self.at.0 % 1000)?;
+        match &self.kind {
             EventKind::Joined => write!(f, "{member} joined")?,
             EventKind::Missed(Miss::Silent { span, rounds }) => write!(
                 f,
@@ -89,8 +89,9 @@ impl fmt::Display for Event {
             EventKind::Suspected => write!(f, "{by} suspected {member}")?,
             EventKind::Refuted => write!(f, "{member} refuted the suspicion")?,
             EventKind::Returned => write!(f, "{member} was removed and came back")?,
-            EventKind::Removed(Ground::Agreement) => {
-                write!(f, "{member} removed: two members missed it")?;
+            EventKind::Removed(Ground::Agreement(accusers)) => {
+                let names: Vec<&str> = accusers.iter().map(NodeId::as_str).collect();
+                write!(f, "{member} removed: {} missed it", names.join(" and "))?;
             }
             EventKind::Removed(Ground::Expired) => {
                 write!(f, "{member} removed: it did not refute the suspicion")?;

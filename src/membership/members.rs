@@ -57,11 +57,11 @@ pub const fn is_live(state: MemberState) -> bool {
 /// What a merged update changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// A member that was not known, or under another disk or at another life.
+    /// A member that was not known, or another process under its name.
     Appeared,
     /// It refuted the suspicion with a new life.
     Refuted,
-    /// It was removed and is back with a new life.
+    /// The process was removed and is back with a new life.
     Returned,
     /// It is suspected for the first time in this life.
     Suspected,
@@ -127,10 +127,11 @@ impl Members {
         let (was_live, change) = match old {
             None => (false, first_change(member.state)),
             Some(old) if supersedes(&old.member, &member) => {
-                let same_life = old.member.storage == member.storage;
+                let process = |m: &Member| (m.storage, m.addr, m.joined);
+                let same = process(&old.member) == process(&member);
                 (
                     is_live(old.member.state),
-                    later_change(old.member.state, member.state, same_life),
+                    later_change(old.member.state, member.state, same),
                 )
             }
             Some(old) => return accuse(old, &member, by),
@@ -298,9 +299,9 @@ fn first_change(state: MemberState) -> Change {
     }
 }
 
-fn later_change(old: MemberState, new: MemberState, same_disk: bool) -> Change {
+fn later_change(old: MemberState, new: MemberState, same_process: bool) -> Change {
     match new {
-        MemberState::Alive if !same_disk => Change::Appeared,
+        MemberState::Alive if !same_process => Change::Appeared,
         MemberState::Alive if old == MemberState::Suspect => Change::Refuted,
         MemberState::Alive if is_live(old) => Change::Appeared,
         MemberState::Alive => Change::Returned,

@@ -182,6 +182,8 @@ pub struct Stats {
     pub refutations: u64,
     /// Removals seen.
     pub removals: u64,
+    /// Members seen to come back in the same process after they had been removed.
+    pub flaps: u64,
     /// Full exchanges begun.
     pub syncs: u64,
     /// Pauses of this process noticed.

@@ -14,7 +14,7 @@ use super::Shared;
 use super::dial::Exchange;
 use super::keep::Keep;
 use super::ping::{Command, Core, Step, conflate, hand_on};
-use crate::membership::{Membership, Output};
+use crate::membership::{Membership, Output, Stats};
 use crate::node::io::Input;
 use crate::types::{Time, View};
 use crate::wire::datagram::Datagram;
@@ -75,6 +75,37 @@ impl Member {
     }
 }
 
+/// What `stats` shows of membership.
+fn counters(stats: &Stats) -> Vec<(&'static str, u64)> {
+    let probes = &stats.probes;
+    vec![
+        ("membership_not_member", stats.not_member),
+        ("membership_wrong_cluster", stats.wrong_cluster),
+        ("membership_wrong_destination", stats.wrong_destination),
+        ("membership_unknown_senders", stats.unknown_senders),
+        ("membership_invalid", stats.invalid),
+        ("membership_refused_members", stats.refused_members),
+        ("pings", probes.probes),
+        ("pings_repeated", probes.retried),
+        ("pings_unanswered", probes.missed),
+        ("pings_for_others_ignored", probes.ignored),
+        (
+            "round_trip_median_us",
+            probes.round_trip_median.as_micros() as u64,
+        ),
+        (
+            "round_trip_max_us",
+            probes.round_trip_max.as_micros() as u64,
+        ),
+        ("accusations", stats.accusations),
+        ("refutations", stats.refutations),
+        ("removals", stats.removals),
+        ("flaps", stats.flaps),
+        ("full_exchanges", stats.syncs),
+        ("pauses", stats.pauses),
+    ]
+}
+
 impl Core for Member {
     fn handle_datagram(&mut self, now: Time, from: SocketAddr, datagram: Datagram) {
         self.membership.handle_datagram(now, from, datagram);
@@ -98,19 +129,7 @@ impl Core for Member {
                 let _ = reply.try_send(named.map(ToString::to_string).collect());
             }
             Command::Stats { reply } => {
-                let stats = self.membership.stats();
-                let _ = reply.try_send(vec![
-                    ("membership_not_member", stats.not_member),
-                    ("membership_wrong_cluster", stats.wrong_cluster),
-                    ("membership_wrong_destination", stats.wrong_destination),
-                    ("membership_invalid", stats.invalid),
-                    ("membership_refused_members", stats.refused_members),
-                    ("accusations", stats.accusations),
-                    ("refutations", stats.refutations),
-                    ("removals", stats.removals),
-                    ("full_exchanges", stats.syncs),
-                    ("pauses", stats.pauses),
-                ]);
+                let _ = reply.try_send(counters(&self.membership.stats()));
             }
         }
     }

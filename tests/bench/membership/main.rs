@@ -3,10 +3,10 @@
 //!
 //! Parts, all of them without arguments: `detection`, `accuracy`, `traffic` and `churn` in
 //! virtual time; `processes` on ten real nodes on this machine; `links` on six in network
-//! namespaces, with links that are cut and lossy (needs root, `ip` and `tc`, and is skipped
+//! namespaces, with links that are cut and lossy (needs root, `ip` and `nft`, and is skipped
 //! plainly without). `HOURS` (100) are the virtual node-hours for each cell of the accuracy
 //! table, `EVENTS` (200) the simulated failures for each line, `SEEDS` (5000) those of churn,
-//! `ROUNDS` (20) the real failures for each line.
+//! `ROUNDS` (20) the real failures for each line, `SPAN` (120) the seconds of each real loss.
 
 mod accuracy;
 #[path = "../../membership/churn.rs"]
@@ -14,6 +14,12 @@ mod churn;
 mod detection;
 #[path = "../../membership/harness/mod.rs"]
 mod harness;
+mod links;
+mod processes;
+#[path = "../../cluster/harness.rs"]
+#[allow(dead_code)]
+mod real;
+mod sighting;
 mod traffic;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -72,11 +78,16 @@ fn verdict(met: bool) -> &'static str {
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
-    let parts: [(&str, fn()); 4] = [
+    if wanted == [links::INSIDE] {
+        return links::run_inside();
+    }
+    let parts: [(&str, fn()); 6] = [
         ("detection", detection::run),
         ("accuracy", accuracy::run),
         ("traffic", traffic::run),
         ("churn", churned),
+        ("processes", processes::run),
+        ("links", links::run),
     ];
     for part in &wanted {
         if parts.iter().all(|(name, _)| name != part) {

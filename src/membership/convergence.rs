@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::{DIFFERING_MAX, Membership, Purpose};
-use crate::types::{MemberState, NodeId, Time};
+use crate::types::{MemberState, NodeId, SUCCESSORS, Time};
 use crate::wire::datagram::{MembershipRequest, Sender, Word};
 
 /// While the newest removal is younger than this, removed members are pinged more often.
@@ -98,13 +98,15 @@ impl Membership {
         self.exchange(now, addr, request, Purpose::Sync);
     }
 
-    /// Pings one removed member, so that the parts of a cut cluster find one another.
+    /// Pings one removed member, so that the parts of a cut cluster find one another. Each of them
+    /// is left to those who would be its monitors, so that this costs the same at any size.
     pub(super) fn reconnect(&mut self, now: Time) {
         let failed: Vec<NodeId> = self
             .members
             .tombstones()
             .filter_map(|(_, node)| self.members.record(node))
             .filter(|record| record.member.state == MemberState::Failed)
+            .filter(|record| self.is_near(&record.member.node, SUCCESSORS))
             .map(|record| record.member.node.clone())
             .collect();
         let newest = self.members.tombstones().next_back().map(|(at, _)| *at);

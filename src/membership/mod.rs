@@ -370,7 +370,7 @@ impl Membership {
         self.observe(now);
         if matches!(self.phase, Phase::Member) && *node != self.me.node {
             let server = self.members.live(node).map(Member::server);
-            if self.is_near(node)
+            if self.is_near(node, self.config.helper_reach)
                 && let Some(server) = server
             {
                 self.detector.probe_now(now, &server, true, None);
@@ -380,10 +380,9 @@ impl Membership {
         self.flush(now);
     }
 
-    /// Whether this node is one of those that help to probe `node`.
-    fn is_near(&self, node: &NodeId) -> bool {
-        let before = self.members.ring().before(node);
-        let mut near = before.take(self.config.helper_reach);
+    /// Whether this node is one of the `count` members before `node` on the ring.
+    fn is_near(&self, node: &NodeId, count: usize) -> bool {
+        let mut near = self.members.ring().before(node).take(count);
         near.any(|name| *name == self.me.node)
     }
 

@@ -65,6 +65,10 @@ impl Membership {
             .take(self.config.helper_reach)
             .map(|member| (member.node.clone(), member.addr))
             .collect();
+        if near.is_empty() {
+            // Nobody can help: one more try of its own.
+            self.ping(target, sequence);
+        }
         let count = self.config.helpers.min(near.len());
         for turn in 0..count {
             let (helper, addr) = near[(round as usize * count + turn) % near.len()].clone();

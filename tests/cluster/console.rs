@@ -43,9 +43,14 @@ fn the_console_speaks_the_seeds_words() {
         own[0].starts_with("n1:") && own[0].len() == "n1:23:04:40".len(),
         "{own:?}"
     );
-    let members = say(&mut cluster, "n1", "list_mem", 8);
+    let members = say(&mut cluster, "n1", "list_mem", 8 + 4);
     assert_eq!(members[1], "| Process IDs |");
     assert_eq!(members[3], format!("| {} |", own[0]));
+    assert!(members[8].starts_with("n1 at 127.0.0.1:"), "{members:?}");
+    assert!(
+        members[8].contains(": alive, incarnation 1, "),
+        "{members:?}"
+    );
 
     std::fs::write(dir.join("vm1.log"), "hello\n").unwrap();
     let local = dir.join("vm1.log").display().to_string();

@@ -53,7 +53,8 @@ fn measure(size: usize) -> Result {
     let steady = since(&cluster, before);
     let rate = steady.datagrams / span;
     let newcomer = Cluster::addr(size);
-    let join = cost(&mut cluster, rate, |cluster| {
+    let with_newcomer = rate + rate / size as u64;
+    let join = cost(&mut cluster, with_newcomer, |cluster| {
         cluster.start_node(size);
     });
     let leave = cost(&mut cluster, rate, |cluster| cluster.leave(newcomer));

@@ -174,13 +174,14 @@ impl Membership {
 
     /// When the suspicion of a member removes it, unless it is refuted before.
     pub(super) fn suspicion_end(&self, record: &Record) -> Time {
-        let lone = self.members.unsuspected() <= 1;
-        let span = match lone {
+        let node = &record.member.node;
+        let certain = self.members.unsuspected() <= 1 || self.detector.was_refused(node);
+        let span = match certain {
             true => self.config.suspicion_span_lone,
             false => self.config.suspicion_span,
         };
         // Who still answers here only has not heard that it must refute.
-        let answered = self.detector.answered_at(&record.member.node);
+        let answered = self.detector.answered_at(node);
         record.since.max(answered.unwrap_or(record.since)) + span
     }
 

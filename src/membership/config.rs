@@ -41,7 +41,8 @@ pub struct Config {
     pub health_max: u32,
     /// A suspicion that is neither refuted nor agreed with for this long removes. Default 1,500 ms.
     pub suspicion_span: Duration,
-    /// The same where no third member is there to agree. Default 300 ms.
+    /// The same where no third member is there to agree, or the suspect's own host said that the
+    /// process is gone. Default 300 ms.
     pub suspicion_span_lone: Duration,
     /// Members asked in each round of indirect probes. Default 3.
     pub helpers: usize,

@@ -101,6 +101,8 @@ struct Watch {
     next_ping: Time,
     probe: Option<Probe>,
     missed_at: Option<Time>,
+    /// The miss was a refusal: the host is there, and the process is not.
+    refused: bool,
     answered_at: Option<Time>,
 }
 
@@ -270,6 +272,7 @@ impl Detector {
             return;
         };
         watch.missed_at = None;
+        watch.refused = false;
         watch.answered_at = Some(now);
         watch.next_ping = now.max(probe.started + period);
         let span = now.since(probe.started);
@@ -317,6 +320,7 @@ impl Detector {
         }
         self.counts.missed += 1;
         watch.missed_at = Some(now);
+        watch.refused = true;
         watch.probe = None;
         watch.next_ping = now + self.config.retry_gap;
         actions.push(Action::Missed {
@@ -337,6 +341,11 @@ impl Detector {
         missed_at.is_some_and(|at| now.since(at) < MISS_KEPT)
     }
 
+    /// Whether the host of `node` said that its process is gone, and `node` has not answered since.
+    pub fn was_refused(&self, node: &NodeId) -> bool {
+        self.watches.get(node).is_some_and(|watch| watch.refused)
+    }
+
     /// Whether `node` has left a ping unanswered for longer than the ack timeout.
     pub fn doubtful(&self, now: Time, node: &NodeId) -> bool {
         let probe = self
@@ -352,6 +361,7 @@ impl Detector {
         self.health = (self.health + 1).min(self.config.health_max);
         for watch in self.watches.values_mut() {
             watch.missed_at = None;
+            watch.refused = false;
             let Some(old) = watch.probe.take() else {
                 continue;
             };
@@ -459,6 +469,7 @@ impl Watch {
             next_ping,
             probe: None,
             missed_at: None,
+            refused: false,
             answered_at: None,
         }
     }

@@ -89,6 +89,20 @@ fn a_killed_process_is_known_to_all_within_a_second() {
 }
 
 #[test]
+fn a_killed_process_is_known_in_a_second_where_the_others_who_could_agree_are_silent() {
+    for seed in 0..20 {
+        let mut cluster = Cluster::formed(450 + seed, 4);
+        cluster.run(millis(seed * 41));
+        let order = cluster.in_ring_order();
+        cluster.silence(order[1]);
+        cluster.silence(order[2]);
+        cluster.crash(order[0]);
+        let span = cluster.detection(&order[..1], secs(1));
+        assert!(span.is_some(), "seed {seed}");
+    }
+}
+
+#[test]
 fn evidence_tells_why_a_member_went() {
     let mut cluster = Cluster::formed(1300, 5);
     cluster.silence(Cluster::addr(2));

@@ -147,7 +147,7 @@ impl Sim {
                 }
             }
             Fault::Freeze(id, span) => {
-                self.watch_detection(id);
+                self.watch_silence(id);
                 self.watchers.paused(self.now, id, span);
                 self.pause(id);
                 let life = self.life(id);
@@ -219,7 +219,7 @@ impl Sim {
             return;
         }
         if id < self.nodes {
-            self.watch_detection(id);
+            self.watch_crash(id);
         }
         self.crash(id, "crash");
         self.after(span, move |sim| sim.start(id));

@@ -25,6 +25,8 @@ use crate::workload::HEAL_AT;
 /// P1: a failure is known to every live member within this, the drift of clocks and the hops
 /// between threads included.
 const DETECTION_MAX: Duration = Duration::from_millis(5_300);
+/// P1: the same for the crash of a process, whose connections close.
+const CRASH_DETECTION_MAX: Duration = Duration::from_millis(1_300);
 /// P2: a disturbance beyond what the promise covers is excused for this long after it ended.
 const EXCUSED: Duration = Duration::from_secs(12);
 /// P2: pauses up to this are covered.
@@ -283,8 +285,17 @@ fn freshly_applied(process: &Process) -> Vec<(u64, u64)> {
 }
 
 impl Sim {
-    /// P1: `id` is about to fail; five seconds later every live member must know.
-    pub fn watch_detection(&mut self, id: HostId) {
+    /// P1: the process of `id` is about to crash; every live member must know soon.
+    pub fn watch_crash(&mut self, id: HostId) {
+        self.watch_detection(id, CRASH_DETECTION_MAX);
+    }
+
+    /// P1: `id` is about to fall silent; every live member must know in time.
+    pub fn watch_silence(&mut self, id: HostId) {
+        self.watch_detection(id, DETECTION_MAX);
+    }
+
+    fn watch_detection(&mut self, id: HostId, limit: Duration) {
         let Some(process) = self.hosts[id].process() else {
             return;
         };
@@ -298,7 +309,7 @@ impl Sim {
             .filter(|other| self.watchers.view(*other).server(&server).is_some())
             .map(|other| self.life(other))
             .collect();
-        self.after(DETECTION_MAX, move |sim| {
+        self.after(limit, move |sim| {
             sim.check_detection(began, id, &server, incarnation, &observers);
         });
     }
@@ -312,7 +323,7 @@ impl Sim {
         observers: &[Life],
     ) {
         // What was to stay dead is healed as well.
-        if began + DETECTION_MAX > Time(0) + HEAL_AT {
+        if self.now > Time(0) + HEAL_AT {
             return;
         }
         let calm_from = began - Duration::from_secs(3);

@@ -8,6 +8,7 @@ use rustix::process::Signal;
 
 use crate::real::Cluster;
 use crate::sighting::{Observer, agree, known_to_all, total};
+use crate::traffic::{AUTHENTICATION, STEADY_MAX};
 use crate::{percentiles, verdict, wish};
 
 const NODES: usize = 10;
@@ -38,6 +39,7 @@ pub fn run() {
         agree(&observers(&cluster, &[]), &names, REJOIN),
         "the cluster forms"
     );
+    steady(&observers(&cluster, &[]));
     println!("failure                                         p50    p99    max   bar");
     let mut rng = Rng::new(4);
     for (failure, count) in [
@@ -55,6 +57,24 @@ pub fn run() {
     let [flaps, pauses] = ["flaps", "pauses"].map(|name| total(&all, name));
     println!(
         "flaps seen, all of stopped processes that went on: {flaps}; pauses noticed: {pauses}"
+    );
+}
+
+/// What the nodes send while nothing happens.
+fn steady(nodes: &[Observer]) {
+    std::thread::sleep(Duration::from_secs(15));
+    let count = || ["datagrams_sent", "datagram_bytes_sent"].map(|name| total(nodes, name));
+    let before = count();
+    let span = Duration::from_secs(20);
+    std::thread::sleep(span);
+    let after = count();
+    let [datagrams, bytes]: [u64; 2] = std::array::from_fn(|index| after[index] - before[index]);
+    let each = |sum: u64| sum as f64 / span.as_secs_f64() / nodes.len() as f64;
+    let rate = each(bytes + AUTHENTICATION * datagrams);
+    println!(
+        "sent by each in the steady state: {rate:.0} bytes/s, {:.1} datagrams/s   {STEADY_MAX} bytes/s: {}",
+        each(datagrams),
+        verdict(rate <= STEADY_MAX)
     );
 }
 

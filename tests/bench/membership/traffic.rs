@@ -4,8 +4,9 @@ use crate::harness::{Cluster, Traffic, secs};
 use crate::{in_parallel, verdict};
 
 /// Bytes that authentication adds to a datagram.
-const AUTHENTICATION: u64 = 16;
-const STEADY_MAX: f64 = 300.0;
+pub const AUTHENTICATION: u64 = 16;
+/// Most bytes that a node may send in a second.
+pub const STEADY_MAX: f64 = 300.0;
 const SIZES: [usize; 4] = [6, 10, 100, 1000];
 
 struct Result {

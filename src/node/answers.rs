@@ -35,7 +35,11 @@ impl Node {
             | Request::ReadLocalModel { .. } => {
                 self.reply(token, Reply::Refused(Refusal::Busy));
             }
-            _ if self.joined.is_none() => self.reply(token, Reply::Refused(Refusal::NotJoined)),
+            _ if self.joined.is_none() => {
+                let waits = self.join_waits.clone();
+                let refusal = waits.map_or(Refusal::NotJoined, Refusal::Joining);
+                self.reply(token, Reply::Refused(refusal));
+            }
             Request::Identity => {
                 let id = self
                     .joined

@@ -61,6 +61,8 @@ pub enum Input {
         /// Whether this node made the cluster id just now.
         formed: bool,
     },
+    /// Joining takes its time: what it waits for.
+    JoinWaits(String),
     /// Joining was refused, for this reason.
     JoinRefused(String),
     /// Membership's newest view; views in between may be skipped.

@@ -56,6 +56,8 @@ pub struct Node {
     view: View,
     joined: Option<(Member, ClusterId)>,
     joining: Vec<(RequestToken, Time)>,
+    /// What the join under way waits for, where it takes long.
+    join_waits: Option<String>,
     leaving: Option<Leaving>,
     replica: Replica,
     worker: Worker,
@@ -99,6 +101,7 @@ impl Node {
             view: View::default(),
             joined: None,
             joining: Vec::new(),
+            join_waits: None,
             leaving: None,
             replica: Replica::new(start.me.clone(), start.held, guard),
             worker: Worker::new(start.me.node.clone(), now),
@@ -124,7 +127,9 @@ impl Node {
                 cluster,
                 formed,
             } => self.handle_joined(member, cluster, formed),
+            Input::JoinWaits(status) => self.join_waits = Some(status),
             Input::JoinRefused(reason) => {
+                self.join_waits = None;
                 for (token, _) in std::mem::take(&mut self.joining) {
                     self.reply(token, Reply::Refused(Refusal::JoinRefused(reason.clone())));
                 }
@@ -261,8 +266,12 @@ impl Node {
             .map(|(token, _)| token)
             .collect();
         for token in late {
-            let why = "no introducer has answered yet; check --introducer and that one runs there. This node goes on trying";
-            self.reply(token, Reply::Refused(Refusal::JoinRefused(why.into())));
+            let why = self
+                .join_waits
+                .as_deref()
+                .unwrap_or("no introducer has answered yet");
+            let why = format!("{why}. This node goes on trying");
+            self.reply(token, Reply::Refused(Refusal::JoinRefused(why)));
         }
         if self.report_at <= now && self.replica.lost() > 0 {
             self.report_at = now + REPORT_PERIOD;
@@ -287,6 +296,7 @@ impl Node {
         for (token, _) in std::mem::take(&mut self.joining) {
             self.reply(token, Reply::Identity(member.process_id()));
         }
+        self.join_waits = None;
         self.joined = Some((member, cluster));
     }
 

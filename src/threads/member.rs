@@ -21,6 +21,8 @@ use crate::wire::datagram::Datagram;
 
 /// How long the disk may take to note the cluster before the node gives up.
 const NOTE_PATIENCE: Duration = Duration::from_secs(30);
+/// A join that takes longer is spoken of: an introducer that has just started takes 3 s.
+const JOIN_SILENCE: Duration = Duration::from_millis(3500);
 /// Addresses of members are noted at most this often.
 const ADDRESSES_PERIOD: Duration = Duration::from_secs(5);
 
@@ -38,6 +40,8 @@ pub(super) struct Member {
     pub(super) keep: Sender<Keep>,
     /// The view is another than the one handed on last.
     pub(super) view_changed: bool,
+    /// When the join under way began, and what was said of it last.
+    pub(super) joining: Option<(Time, String)>,
     /// Events that `coord` had no room for.
     pub(super) waiting: VecDeque<Input>,
     /// Notes that the disk had no room for.
@@ -58,6 +62,21 @@ impl Member {
         noted
             .recv_timeout(NOTE_PATIENCE)
             .map_err(|_| "the disk did not note the cluster id in time".to_string())
+    }
+
+    /// Says what a join waits for, where it takes long, and again where that changes.
+    fn tell_join(&mut self) {
+        let Some(status) = self.membership.status() else {
+            self.joining = None;
+            return;
+        };
+        let now = self.shared.clock.now();
+        let (since, told) = self.joining.get_or_insert_with(|| (now, String::new()));
+        if now.since(*since) >= JOIN_SILENCE && *told != status {
+            log::warn!("not joined yet: {status}");
+            told.clone_from(&status);
+            self.waiting.push_back(Input::JoinWaits(status));
+        }
     }
 
     /// Hands the view on, once for all that changed in a turn.
@@ -183,6 +202,7 @@ impl Core for Member {
     }
 
     fn retry(&mut self) {
+        self.tell_join();
         hand_on(&mut self.waiting, &self.events);
         self.hand_view();
         let now = self.shared.clock.now();

@@ -404,6 +404,7 @@ fn spawn(
         outdated: newest_view.clone(),
         keep: disk.clone(),
         view_changed: false,
+        joining: None,
         waiting: VecDeque::new(),
         notes: VecDeque::new(),
         addresses_due: None,

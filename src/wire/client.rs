@@ -408,6 +408,9 @@ pub enum Refusal {
     /// The node is not in a cluster.
     #[error("this node has not joined a cluster yet: type `join` first")]
     NotJoined,
+    /// The node is joining, which takes its time.
+    #[error("this node has not joined a cluster yet: {0}")]
+    Joining(String),
     /// The node could not join.
     #[error("cannot join: {0}")]
     JoinRefused(String),

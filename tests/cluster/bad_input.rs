@@ -97,8 +97,16 @@ fn an_introducer_that_is_not_there_is_waited_for() {
     let introducer = cluster.introducer.addr.to_string();
     cluster.introducer.kill();
     cluster.start_with("n1", &[]).unwrap();
+    let waits = format!("waiting for an introducer at {introducer}");
     let error = cluster.refused("n1", &["join"]);
-    assert!(error.contains("introducer"), "{error}");
+    assert!(error.contains(&waits), "{error}");
+    let error = cluster.refused("n1", &["list_mem"]);
+    assert!(
+        error.contains("not joined") && error.contains(&waits),
+        "{error}"
+    );
+    let log = std::fs::read_to_string(dir.join("n1.log")).unwrap();
+    assert!(log.contains(&waits), "{log}");
     // It goes on trying: once the introducer is up, the node is in.
     let again = start(
         introducer_command(dir, &introducer),

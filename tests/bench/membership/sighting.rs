@@ -22,7 +22,7 @@ pub struct Observer {
 fn members(client: &mut Client) -> Vec<String> {
     match client.request(&Request::Members) {
         Ok(Reply::Members(members)) => members.iter().map(|it| it.name.to_string()).collect(),
-        Err(ClientError::Refused(Refusal::NotJoined)) => Vec::new(),
+        Err(ClientError::Refused(Refusal::NotJoined | Refusal::Joining(_))) => Vec::new(),
         other => panic!("{} does not name its members: {other:?}", client.addr()),
     }
 }

@@ -10,8 +10,8 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 
 use super::net;
-use super::ping::{Command, Handle};
-use crate::membership::{ExchangeError, ExchangeId};
+use super::ping::{Command, Exchange, Handle};
+use crate::membership::ExchangeError;
 use crate::wire::datagram::{MembershipReply, MembershipRequest};
 use crate::wire::peer::Purpose;
 use crate::wire::{WireError, read_message, write_message};
@@ -23,16 +23,6 @@ pub(super) const EXCHANGES_MAX: usize = 64;
 const CONNECT: Duration = Duration::from_millis(800);
 const ANSWER: Duration = Duration::from_millis(1000);
 const REPORT: Duration = Duration::from_secs(5);
-
-/// One exchange.
-pub(super) struct Exchange {
-    /// For the report.
-    pub(super) id: ExchangeId,
-    /// Where to.
-    pub(super) to: SocketAddr,
-    /// What.
-    pub(super) request: MembershipRequest,
-}
 
 /// Makes exchanges until the channel closes.
 pub(super) fn run(exchanges: Receiver<Exchange>, ping: Handle) -> Result<(), String> {

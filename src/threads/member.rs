@@ -11,9 +11,8 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::Shared;
-use super::dial::Exchange;
 use super::keep::Keep;
-use super::ping::{Command, Core, Step, conflate, hand_on};
+use super::ping::{Command, Core, Exchange, Step, conflate, hand_on};
 use crate::membership::{Membership, Output, Stats};
 use crate::node::io::Input;
 use crate::types::{Time, View};

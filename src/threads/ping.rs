@@ -15,7 +15,6 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError};
 
 use super::Shared;
 use super::counters::{add, count};
-use super::dial::Exchange;
 use super::wake::Waker;
 use crate::membership::{ExchangeError, ExchangeId};
 use crate::types::{NodeId, Time};
@@ -86,6 +85,16 @@ impl Handle {
         self.waker.wake();
         sent
     }
+}
+
+/// One exchange over TCP, for the threads `dial`.
+pub(super) struct Exchange {
+    /// For the report.
+    pub(super) id: ExchangeId,
+    /// Where to.
+    pub(super) to: SocketAddr,
+    /// What.
+    pub(super) request: MembershipRequest,
 }
 
 /// What a core wants done, after its own outputs have been sorted.

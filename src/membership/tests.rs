@@ -6,7 +6,9 @@ use super::introducer::{IntroducerConfig, IntroducerOutput};
 use super::members::supersedes;
 use super::ring::Ring;
 use super::*;
-use crate::wire::datagram::{DATAGRAM_MAX, Full, JoinRequest, Message, WaitReason};
+use crate::wire::datagram::{
+    Address, Brief, DATAGRAM_MAX, Full, JoinRequest, Message, Tag, WaitReason, Word,
+};
 use crate::wire::encode_datagram;
 
 fn millis(count: u64) -> Duration {
@@ -358,4 +360,142 @@ fn a_removal_lets_the_next_successor_be_pinged_in_the_same_turn() {
         "{pinged:?} lacks {:?}",
         order[3]
     );
+}
+
+/// What `core` sends next.
+fn sent(core: &mut Membership) -> Vec<Datagram> {
+    std::iter::from_fn(|| core.poll_output())
+        .filter_map(|output| match output {
+            Output::Transmit { datagram, .. } => Some(datagram),
+            _ => None,
+        })
+        .collect()
+}
+
+#[test]
+fn a_brief_ping_is_answered_in_kind_and_an_unknown_sender_asked_who_it_is() {
+    let now = Time(0) + secs(1);
+    let mut core = lone(Config::default(), now);
+    let cluster = core.cluster().unwrap();
+    let alive = member("a", 1, 1, MemberState::Alive);
+    tell(&mut core, now, vec![news(alive.clone())]);
+    // Nothing is left to tell.
+    core.gossip = Gossip::new(1);
+    sent(&mut core);
+    let ping = |to: &str, from: &Member, digest: u64| {
+        Datagram::Brief(Brief {
+            to: Address::of(cluster, Some(&name(to))),
+            from: Tag::of(&from.server()),
+            incarnation: from.incarnation,
+            word: Word::Ping {
+                sequence: 7,
+                digest: digest.to_be_bytes(),
+            },
+        })
+    };
+    let digest = core.members.digest();
+    core.handle_datagram(now, addr(1), ping("own", &alive, digest));
+    let answer = sent(&mut core).pop().expect("an answer");
+    let Datagram::Brief(brief) = &answer else {
+        panic!("not in brief: {answer:?}");
+    };
+    assert_eq!(brief.word, Word::Same { sequence: 7 });
+    assert!(encode_datagram(&answer).unwrap().len() <= 24);
+    // Another digest is answered with the own one.
+    core.handle_datagram(now, addr(1), ping("own", &alive, digest + 1));
+    let answer = sent(&mut core).pop().expect("an answer");
+    assert!(matches!(&answer, Datagram::Full(full)
+        if full.message == Message::Ack { sequence: 7, digest }));
+    // Meant for another member: no answer.
+    core.handle_datagram(now, addr(1), ping("b", &alive, digest));
+    assert_eq!(sent(&mut core), []);
+    assert_eq!(core.stats().wrong_destination, 1);
+    // Another disk under the name is somebody else.
+    let stranger = member("a", 2, 1, MemberState::Alive);
+    core.handle_datagram(now, addr(1), ping("own", &stranger, digest));
+    let answer = sent(&mut core).pop().expect("a question");
+    assert!(matches!(&answer, Datagram::Full(full) if full.message == Message::Who));
+    // Who asks is told.
+    let who = Datagram::Full(Full {
+        cluster: None,
+        from: None,
+        to: None,
+        message: Message::Who,
+        updates: Vec::new(),
+    });
+    core.handle_datagram(now, addr(99), who);
+    let answer = sent(&mut core).pop().expect("an answer");
+    assert!(matches!(&answer, Datagram::Full(full)
+        if matches!(&full.message, Message::Announce { member, .. } if *member == core.me)));
+}
+
+#[test]
+fn news_ride_as_often_as_they_should_and_no_longer() {
+    let mut gossip = Gossip::new(2);
+    let empty = || Full {
+        cluster: None,
+        from: None,
+        to: None,
+        message: Message::News,
+        updates: Vec::new(),
+    };
+    let update = |text: &str| news(member(text, 1, 1, MemberState::Alive));
+    gossip.push(Time(0), update("a"));
+    let carried = |gossip: &mut Gossip| {
+        let mut full = empty();
+        gossip.fill(&mut full);
+        full.updates.len()
+    };
+    assert_eq!(carried(&mut gossip), 1);
+    gossip.push(Time(0) + secs(5), update("b"));
+    assert_eq!(carried(&mut gossip), 2);
+    assert_eq!(carried(&mut gossip), 1, "b alone, for its second time");
+    assert!(gossip.is_empty());
+    gossip.push(Time(0) + secs(5), update("c"));
+    gossip.push(Time(0) + secs(6), update("d"));
+    gossip.forget(Time(0) + secs(6));
+    assert_eq!(gossip.len(), 1, "d is young enough");
+}
+
+#[test]
+fn an_introducer_that_hears_of_an_unknown_member_lets_nobody_begin_a_cluster() {
+    let mut introducer = Introducer::new(IntroducerConfig::default(), 1, Time(0));
+    let at = |count| Time(0) + millis(count);
+    let cluster = ClusterId(5);
+    let old = member("old", 1, 4, MemberState::Alive);
+    let announcement = Datagram::Brief(Brief {
+        to: Address::of(cluster, None),
+        from: Tag::of(&old.server()),
+        incarnation: old.incarnation,
+        word: Word::Announce { digest: [0; 8] },
+    });
+    introducer.handle_datagram(at(2900), addr(1), announcement);
+    let asked = introducer.poll_output();
+    assert!(
+        matches!(&asked, Some(IntroducerOutput::Transmit { datagram: Datagram::Full(full), .. })
+            if full.message == Message::Who),
+        "{asked:?}"
+    );
+    let newcomer = || {
+        MembershipRequest::Join(JoinRequest {
+            member: member("new", 1, 1, MemberState::Alive),
+            cluster: None,
+            first: true,
+        })
+    };
+    introducer.handle_request(at(3100), 1, newcomer());
+    let waits = IntroducerOutput::Reply {
+        token: 1,
+        reply: MembershipReply::Wait(WaitReason::Starting),
+    };
+    assert_eq!(introducer.poll_output(), Some(waits));
+    // It never says who it is: perhaps its cluster has another introducer.
+    introducer.handle_request(at(5900), 2, newcomer());
+    assert!(matches!(
+        introducer.poll_output(),
+        Some(IntroducerOutput::Reply {
+            reply: MembershipReply::Form { .. },
+            ..
+        })
+    ));
 }

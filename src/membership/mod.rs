@@ -18,7 +18,7 @@
 //!
 //! Beliefs are merged by one total order ([`members`]), ride on pings and acks ([`gossip`]),
 //! and are exchanged in full where two views stay different. While nothing changes, members
-//! speak in brief ([`datagrams`]).
+//! speak in brief (`datagrams`).
 //!
 //! A raised incarnation is used at once and persisted by the driver ([`Output::Incarnation`]).
 //! It need not be on disk first: whoever joins after a crash is given an incarnation above all

@@ -101,8 +101,11 @@ impl NodeId {
 
     /// The node name `name`, or why it cannot be one.
     pub fn new(name: &str) -> Result<NodeId, NameError> {
+        // Names become names of folders.
+        let folder = matches!(name, "." | "..");
         let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-        if name.is_empty() || name.len() > Self::LENGTH_MAX || !name.chars().all(allowed) {
+        if name.is_empty() || folder || name.len() > Self::LENGTH_MAX || !name.chars().all(allowed)
+        {
             return Err(NameError::Node(name.into()));
         }
         Ok(NodeId(name.into()))
@@ -264,6 +267,12 @@ pub struct Member {
 }
 
 impl Member {
+    /// Whether a socket of this member can send to `other`: both IPv4, or both IPv6.
+    pub fn reaches(&self, other: &Member) -> bool {
+        let is_v4 = |member: &Member| member.addr.ip().to_canonical().is_ipv4();
+        is_v4(self) == is_v4(other)
+    }
+
     /// The process id as people see it: `NAME:HH:MM:SS`.
     pub fn process_id(&self) -> String {
         format!("{}:{}", self.node, self.joined.clock())

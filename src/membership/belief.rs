@@ -49,7 +49,8 @@ impl Membership {
     /// spread, evidence, new successors.
     fn merge(&mut self, now: Time, update: Update, ground: Ground) -> Option<Change> {
         let (member, by) = (update.member.clone(), update.by.clone());
-        let unknown = self.members.live(&member.node).is_none();
+        let holder = self.members.live(&member.node).cloned();
+        let unknown = holder.is_none();
         let Some(change) = self.members.merge(now, update.clone()) else {
             let full = self.members.view().members.len() >= self.config.members_max;
             if unknown && full && is_live(member.state) {
@@ -59,7 +60,10 @@ impl Membership {
         };
         self.gossip.push(now, update);
         let kind = match change {
-            Change::Appeared => Some(EventKind::Joined),
+            Change::Appeared => Some(match holder.map(|holder| holder.addr) {
+                Some(addr) if addr != member.addr => EventKind::TookOver(addr),
+                _ => EventKind::Joined,
+            }),
             Change::Refuted => Some(EventKind::Refuted),
             Change::Returned => Some(EventKind::Returned),
             Change::Suspected | Change::Accused => Some(EventKind::Suspected),
@@ -75,8 +79,7 @@ impl Membership {
         if let Some(kind) = kind {
             self.record(now, &member, by, kind);
         }
-        let removal = matches!(change, Change::Failed | Change::Left);
-        self.choose_successors(now, removal);
+        self.choose_successors(now);
         Some(change)
     }
 
@@ -87,10 +90,9 @@ impl Membership {
         live.map(Member::server).take(SUCCESSORS)
     }
 
-    pub(super) fn choose_successors(&mut self, now: Time, at_once: bool) {
+    pub(super) fn choose_successors(&mut self, now: Time) {
         let successors: Vec<Server> = self.successors().collect();
-        self.detector
-            .monitor(now, &successors, at_once, &mut self.rng);
+        self.detector.monitor(now, &successors, &mut self.rng);
     }
 
     /// Another member accuses `node`: two accusers remove it; who missed it lately agrees;

@@ -64,7 +64,7 @@ pub struct Config {
     /// Longest wait between two attempts to join. Default 1 s.
     pub join_backoff_max: Duration,
     /// An exchange over TCP without a result for this long has failed, and a permission to form a
-    /// cluster is void. Default 2 s; must stay below the introducer's `forming_span`.
+    /// cluster is void. Default 3 s; must stay below the introducer's `forming_span`.
     pub exchange_timeout: Duration,
     /// A leaving member tells everyone this many times, `leave_gap` apart. Default 3.
     pub leave_rounds: u32,
@@ -108,7 +108,7 @@ impl Default for Config {
             announce_period: millis(1000),
             join_backoff: millis(100),
             join_backoff_max: millis(1000),
-            exchange_timeout: millis(2000),
+            exchange_timeout: millis(3000),
             leave_rounds: 3,
             leave_gap: millis(100),
             tombstones_max: 1000,

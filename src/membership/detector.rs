@@ -99,6 +99,8 @@ struct Watch {
     server: Server,
     regular: bool,
     next_ping: Time,
+    /// When it is pinged after its first answer, whenever that is.
+    second_ping: Option<Time>,
     probe: Option<Probe>,
     missed_at: Option<Time>,
     /// The miss was a refusal: the host is there, and the process is not.
@@ -174,9 +176,9 @@ impl Detector {
         self.watches.iter().filter(regular).map(|(node, _)| node)
     }
 
-    /// Monitors exactly `successors`. New ones are pinged at once where `at_once` (after a
-    /// removal: they may have been without a monitor), else at a random time in the period.
-    pub fn monitor(&mut self, now: Time, successors: &[Server], at_once: bool, rng: &mut Rng) {
+    /// Monitors exactly `successors`. New ones are pinged at once: they may have been without a
+    /// monitor, or be gone already.
+    pub fn monitor(&mut self, now: Time, successors: &[Server], rng: &mut Rng) {
         for server in successors {
             let known = self.watches.get_mut(&server.node);
             if let Some(watch) = known.filter(|watch| watch.server == *server) {
@@ -186,11 +188,10 @@ impl Detector {
                 }
                 continue;
             }
-            let next_ping = match at_once {
-                true => now,
-                false => now + rng.span(Duration::ZERO, self.config.probe_period),
-            };
-            let watch = Watch::new(server.clone(), true, next_ping);
+            let mut watch = Watch::new(server.clone(), true, now);
+            // From the second on, at a random time in the period: the monitors of one member
+            // should not all ping it at the same moment.
+            watch.second_ping = Some(now + rng.span(Duration::ZERO, self.config.probe_period));
             self.watches.insert(server.node.clone(), watch);
         }
         let chosen: BTreeSet<&NodeId> = successors.iter().map(|server| &server.node).collect();
@@ -233,6 +234,8 @@ impl Detector {
             .probe
             .get_or_insert_with(|| Probe::new(&self.config, now, sequence, regular, health));
         if connect && !probe.urgent {
+            // An answer to an earlier ping may still be on its way, from before it died.
+            probe.sequence = sequence;
             probe.urgent = true;
             probe.connect_at = now;
             probe.next_attempt = now;
@@ -274,7 +277,8 @@ impl Detector {
         watch.missed_at = None;
         watch.refused = false;
         watch.answered_at = Some(now);
-        watch.next_ping = now.max(probe.started + period);
+        let due = watch.second_ping.take().unwrap_or(probe.started + period);
+        watch.next_ping = now.max(due);
         let span = now.since(probe.started);
         if span < self.config.ack_timeout {
             self.health = self.health.saturating_sub(1);
@@ -467,6 +471,7 @@ impl Watch {
             server,
             regular,
             next_ping,
+            second_ping: None,
             probe: None,
             missed_at: None,
             refused: false,

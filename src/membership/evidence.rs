@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::types::{Incarnation, NodeId, WallTime};
@@ -39,6 +40,8 @@ pub enum Ground {
 pub enum EventKind {
     /// It became a member here, or started a new life.
     Joined,
+    /// It has the name of a member that was at this address until then.
+    TookOver(SocketAddr),
     /// This node missed it.
     Missed(Miss),
     /// `by` accused it.
@@ -78,6 +81,12 @@ impl fmt::Display for Event {
         write!(f, "{}.{:03} ", self.at.clock(), self.at.0 % 1000)?;
         match &self.kind {
             EventKind::Joined => write!(f, "{member} joined")?,
+            EventKind::TookOver(old) => {
+                write!(
+                    f,
+                    "{member} joined, and has the name of the process at {old}"
+                )?;
+            }
             EventKind::Missed(Miss::Silent { span, rounds }) => write!(
                 f,
                 "{by} missed {member}: no answer to {rounds} pings in {} ms",
@@ -112,6 +121,7 @@ impl fmt::Display for Event {
 pub struct Evidence {
     events: VecDeque<Event>,
     bound: usize,
+    recorded: u64,
 }
 
 impl Evidence {
@@ -120,6 +130,7 @@ impl Evidence {
         Evidence {
             events: VecDeque::new(),
             bound,
+            recorded: 0,
         }
     }
 
@@ -129,6 +140,12 @@ impl Evidence {
             self.events.pop_front();
         }
         self.events.push_back(event);
+        self.recorded += 1;
+    }
+
+    /// How many events there ever were.
+    pub fn recorded(&self) -> u64 {
+        self.recorded
     }
 
     /// The events, oldest first.

@@ -39,7 +39,8 @@ pub struct IntroducerConfig {
     pub startup_span_known: Duration,
     /// A member that did not announce itself for this long is not named any more. Default 10 s.
     pub silence_span: Duration,
-    /// The holder of a name is probed for this long. Default 500 ms.
+    /// The holder of a name is probed for this long. Default 1,250 ms: one that is paused for 1 s
+    /// keeps its name. (The design has 500 ms, which would take it away.)
     pub probe_span: Duration,
     /// Gap between those pings. Default 100 ms.
     pub probe_gap: Duration,
@@ -61,7 +62,7 @@ impl Default for IntroducerConfig {
             startup_span: Duration::from_secs(3),
             startup_span_known: Duration::from_millis(1500),
             silence_span: Duration::from_secs(10),
-            probe_span: Duration::from_millis(500),
+            probe_span: Duration::from_millis(1250),
             probe_gap: Duration::from_millis(100),
             forming_span: Duration::from_secs(5),
             pending_max: 256,
@@ -359,6 +360,12 @@ impl Introducer {
         {
             return refused(JoinRefusal::WrongCluster { own, served });
         }
+        if let Some(other) = self.members(now).find(|it| !it.reaches(member)) {
+            return refused(JoinRefusal::OtherNetwork {
+                own: member.addr,
+                member: other.addr,
+            });
+        }
         let any = self.members(now).next().is_some();
         let span = match any {
             true => self.config.startup_span_known,
@@ -520,12 +527,11 @@ impl Introducer {
             && entry.member.storage == member.storage;
         if !same_life || !is_live(entry.member.state) {
             let entry = entry.clone();
-            let mut correction = own_word(&entry.member);
-            let other = entry.member.storage != member.storage || entry.member.addr != member.addr;
-            if other && self.is_live(now, &entry) {
-                // Two under one name: the members know which of them lives.
+            if self.is_live(now, &entry) {
+                // Old, or of another process under the name: the members know which of two lives.
                 return;
             }
+            let mut correction = own_word(&entry.member);
             if is_live(entry.member.state) {
                 // Who was not heard for long is outlived, and drives nobody away.
                 correction.member.state = MemberState::Failed;

@@ -20,6 +20,8 @@ pub(super) struct Joining {
     cursor: usize,
     rounds: u32,
     waiting: Option<(SocketAddr, WaitReason)>,
+    /// One who was asked in this round serves another cluster; the next may not.
+    foreign: Option<JoinRefusal>,
 }
 
 impl Joining {
@@ -53,6 +55,7 @@ impl Membership {
             cursor: 0,
             rounds: 0,
             waiting: None,
+            foreign: None,
         });
         self.advance_join(now);
     }
@@ -162,7 +165,7 @@ impl Membership {
             }) => {
                 if let Some(own) = self.cluster.filter(|own| *own != cluster) {
                     let served = cluster;
-                    self.refuse_join(JoinRefusal::WrongCluster { own, served });
+                    self.pass_over(now, JoinRefusal::WrongCluster { own, served });
                 } else {
                     self.become_member(now, member, cluster, incarnation, updates, false);
                 }
@@ -173,6 +176,10 @@ impl Membership {
                 self.become_member(now, member, cluster, incarnation, Vec::new(), true);
                 return;
             }
+            Ok(MembershipReply::Refused(reason @ JoinRefusal::WrongCluster { .. })) => {
+                self.pass_over(now, reason);
+                return;
+            }
             Ok(MembershipReply::Refused(reason)) => {
                 self.refuse_join(reason);
                 return;
@@ -181,6 +188,15 @@ impl Membership {
             Ok(_) | Err(_) => None,
         };
         self.retry_join(now, waiting);
+    }
+
+    /// Whoever was asked serves another cluster: introducers can be taken over by one. Final only
+    /// where nobody else, a former member least of all, knows the own one.
+    fn pass_over(&mut self, now: Time, reason: JoinRefusal) {
+        if let Phase::Joining(joining) = &mut self.phase {
+            joining.foreign = Some(reason);
+        }
+        self.retry_join(now, None);
     }
 
     fn refuse_join(&mut self, reason: JoinRefusal) {
@@ -204,7 +220,12 @@ impl Membership {
         }
         joining.cursor = (joining.cursor + 1) % candidates.max(1);
         joining.next_at = now;
-        if joining.cursor == 0 {
+        let round_ends = joining.cursor == 0;
+        if round_ends && let Some(reason) = joining.foreign.take() {
+            self.refuse_join(reason);
+            return;
+        }
+        if round_ends {
             let backoff = longest.min(base * (1 << joining.rounds.min(16)));
             joining.rounds += 1;
             // Spread, so that nodes started together do not ask in step.
@@ -290,6 +311,12 @@ impl Membership {
         if let Some(own) = shown.filter(|own| *own != cluster) {
             let served = cluster;
             return MembershipReply::Refused(JoinRefusal::WrongCluster { own, served });
+        }
+        if !self.me.reaches(&member) {
+            return MembershipReply::Refused(JoinRefusal::OtherNetwork {
+                own: member.addr,
+                member: self.me.addr,
+            });
         }
         if member.node == self.me.node {
             let holder = self.me.addr;

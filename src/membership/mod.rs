@@ -365,7 +365,7 @@ impl Membership {
         self.flush(now);
     }
 
-    /// The control connection to `node` closed: its process may have died. Probed at once by
+    /// The control connection to `node` closed or was refused: its process may have died. Probed at once by
     /// those who are near it on the ring; the others are told by them.
     pub fn handle_connection_closed(&mut self, now: Time, node: &NodeId) {
         self.observe(now);
@@ -478,6 +478,11 @@ impl Membership {
     /// The evidence log, oldest first: the newest events, bounded.
     pub fn events(&self) -> &VecDeque<Event> {
         self.evidence.events()
+    }
+
+    /// How many events were ever recorded.
+    pub fn events_recorded(&self) -> u64 {
+        self.evidence.recorded()
     }
 
     /// Counters.

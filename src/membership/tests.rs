@@ -269,19 +269,22 @@ fn an_introducer_lets_only_one_node_form_a_cluster() {
 }
 
 #[test]
-fn successors_gained_by_a_removal_are_probed_at_once() {
+fn new_successors_are_probed_at_once() {
     let now = Time(0) + secs(7);
     let mut rng = Rng::new(1);
     let mut detector = Detector::new(Config::default());
-    detector.monitor(now, &[server("a")], false, &mut rng);
-    assert!(detector.poll_timeout() > Some(now), "within the period");
-    detector.monitor(now, &[server("a"), server("b")], true, &mut rng);
-    assert_eq!(detector.poll_timeout(), Some(now));
     let mut actions = Vec::new();
+    detector.monitor(now, &[server("a")], &mut rng);
+    detector.handle_timeout(now, true, &mut actions);
+    detector.answered(now, &server("a"), 1, &mut actions);
+    assert!(detector.poll_timeout() > Some(now), "within the period");
+    actions.clear();
+    detector.monitor(now, &[server("a"), server("b")], &mut rng);
+    assert_eq!(detector.poll_timeout(), Some(now));
     detector.handle_timeout(now, true, &mut actions);
     let expected = Action::Ping {
         target: name("b"),
-        sequence: 1,
+        sequence: 2,
     };
     assert_eq!(actions, [expected]);
 }
@@ -337,13 +340,17 @@ fn an_answer_from_another_disk_is_no_answer() {
 fn a_removal_lets_the_next_successor_be_pinged_in_the_same_turn() {
     let now = Time(0) + secs(1);
     let mut core = lone(Config::default(), now);
+    let mut ring = Ring::default();
     for text in ["a", "b", "c", "d"] {
-        let alive = member(text, 1, 1, MemberState::Alive);
+        ring.insert(&name(text));
+    }
+    let order: Vec<NodeId> = ring.after(&core.me.node).cloned().collect();
+    // The nearest first, so that the last one is no successor before the removal.
+    for node in &order {
+        let alive = member(node.as_str(), 1, 1, MemberState::Alive);
         tell(&mut core, now, vec![news(alive)]);
     }
     while core.poll_output().is_some() {}
-    let after = core.members.ring().after(&core.me.node);
-    let order: Vec<NodeId> = after.cloned().collect();
     let failed = member(order[1].as_str(), 1, 1, MemberState::Failed);
     tell(&mut core, now, vec![news(failed)]);
     let mut pinged = Vec::new();
@@ -495,6 +502,66 @@ fn an_introducer_that_hears_of_an_unknown_member_lets_nobody_begin_a_cluster() {
         introducer.poll_output(),
         Some(IntroducerOutput::Reply {
             reply: MembershipReply::Form { .. },
+            ..
+        })
+    ));
+}
+
+/// An introducer that `who` has announced itself to in full, at 4 s.
+fn introducer_of(who: &Member) -> Introducer {
+    let mut introducer = Introducer::new(IntroducerConfig::default(), 1, Time(0));
+    let full = Full {
+        cluster: Some(ClusterId(5)),
+        from: Some(Sender {
+            node: who.node.clone(),
+            storage: who.storage,
+            incarnation: who.incarnation,
+        }),
+        to: None,
+        message: Message::Announce {
+            member: who.clone(),
+            digest: 0,
+        },
+        updates: Vec::new(),
+    };
+    introducer.handle_datagram(Time(0) + secs(4), who.addr, Datagram::Full(full));
+    assert_eq!(introducer.poll_output(), None);
+    introducer
+}
+
+#[test]
+fn an_announcement_from_the_past_changes_nothing() {
+    let now = member("a", 1, 4, MemberState::Alive);
+    let mut introducer = introducer_of(&now);
+    let old = Datagram::Brief(Brief {
+        to: Address::of(ClusterId(5), None),
+        from: Tag::of(&now.server()),
+        incarnation: Incarnation(3),
+        word: Word::Announce { digest: [0; 8] },
+    });
+    introducer.handle_datagram(Time(0) + secs(5), now.addr, old);
+    assert_eq!(
+        introducer.poll_output(),
+        None,
+        "nobody is told that it failed"
+    );
+}
+
+#[test]
+fn a_newcomer_that_members_could_not_reach_is_refused() {
+    let mut introducer = introducer_of(&member("a", 1, 1, MemberState::Alive));
+    let mut newcomer = member("b", 2, 1, MemberState::Alive);
+    newcomer.addr = "[::1]:7000".parse().unwrap();
+    let request = MembershipRequest::Join(JoinRequest {
+        member: newcomer,
+        cluster: None,
+        first: true,
+    });
+    introducer.handle_request(Time(0) + secs(5), 1, request);
+    assert!(matches!(
+        introducer.poll_output(),
+        Some(IntroducerOutput::Reply {
+            reply: MembershipReply::Refused(JoinRefusal::OtherNetwork { .. }),
             ..
         })
     ));

@@ -129,7 +129,7 @@ impl Node {
             } => self.handle_joined(member, cluster, formed),
             Input::JoinWaits(status) => self.join_waits = Some(status),
             Input::JoinRefused(reason) => {
-                self.join_waits = None;
+                self.join_waits = Some(reason.clone());
                 for (token, _) in std::mem::take(&mut self.joining) {
                     self.reply(token, Reply::Refused(Refusal::JoinRefused(reason.clone())));
                 }

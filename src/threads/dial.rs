@@ -22,6 +22,8 @@ pub(super) const DIALLERS: usize = 4;
 pub(super) const EXCHANGES_MAX: usize = 64;
 const CONNECT: Duration = Duration::from_millis(800);
 const ANSWER: Duration = Duration::from_millis(1000);
+/// An introducer that is asked for a name in use probes its holder before it answers.
+const ANSWER_JOIN: Duration = Duration::from_millis(1800);
 const REPORT: Duration = Duration::from_secs(5);
 
 /// Makes exchanges until the channel closes.
@@ -36,7 +38,11 @@ pub(super) fn run(exchanges: Receiver<Exchange>, ping: Handle) -> Result<(), Str
 
 fn exchange(to: SocketAddr, request: &MembershipRequest) -> Result<MembershipReply, ExchangeError> {
     let ask = || -> Result<MembershipReply, WireError> {
-        let mut stream = net::dial(to, Purpose::Membership, CONNECT, ANSWER)?;
+        let patience = match request {
+            MembershipRequest::Join(_) => ANSWER_JOIN,
+            MembershipRequest::Sync { .. } | MembershipRequest::Probe { .. } => ANSWER,
+        };
+        let mut stream = net::dial(to, Purpose::Membership, CONNECT, patience)?;
         write_message(&mut stream, request)?;
         read_message(&mut stream)
     };

@@ -40,7 +40,9 @@ pub(super) struct Member {
     /// The view is another than the one handed on last.
     pub(super) view_changed: bool,
     /// When the join under way began, and what was said of it last.
-    pub(super) joining: Option<(Time, String)>,
+    pub(super) joining: Option<Join>,
+    /// How many of the core's events are in the log.
+    pub(super) events_logged: u64,
     /// Events that `coord` had no room for.
     pub(super) waiting: VecDeque<Input>,
     /// Notes that the disk had no room for.
@@ -49,6 +51,15 @@ pub(super) struct Member {
     pub(super) addresses_due: Option<Time>,
     /// When they were noted last.
     pub(super) addresses_noted: Option<Time>,
+}
+
+/// A join under way.
+pub(super) struct Join {
+    since: Time,
+    /// What `coord` knows that it waits for.
+    told: String,
+    /// What the log says that it waits for.
+    logged: String,
 }
 
 impl Member {
@@ -70,11 +81,29 @@ impl Member {
             return;
         };
         let now = self.shared.clock.now();
-        let (since, told) = self.joining.get_or_insert_with(|| (now, String::new()));
-        if now.since(*since) >= JOIN_SILENCE && *told != status {
+        let joining = self.joining.get_or_insert_with(|| Join {
+            since: now,
+            told: String::new(),
+            logged: String::new(),
+        });
+        if joining.told != status {
+            joining.told.clone_from(&status);
+            self.waiting.push_back(Input::JoinWaits(status.clone()));
+        }
+        if now.since(joining.since) >= JOIN_SILENCE && joining.logged != status {
             log::warn!("not joined yet: {status}");
-            told.clone_from(&status);
-            self.waiting.push_back(Input::JoinWaits(status));
+            joining.logged = status;
+        }
+    }
+
+    /// Logs what has happened to members since the last time.
+    fn log_events(&mut self) {
+        let recorded = self.membership.events_recorded();
+        let fresh = recorded - std::mem::replace(&mut self.events_logged, recorded);
+        let events = self.membership.events();
+        let skipped = events.len().saturating_sub(fresh as usize);
+        for event in events.iter().skip(skipped) {
+            log::info!("membership: {event}");
         }
     }
 
@@ -202,6 +231,7 @@ impl Core for Member {
 
     fn retry(&mut self) {
         self.tell_join();
+        self.log_events();
         hand_on(&mut self.waiting, &self.events);
         self.hand_view();
         let now = self.shared.clock.now();

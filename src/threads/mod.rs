@@ -405,6 +405,7 @@ fn spawn(
         keep: disk.clone(),
         view_changed: false,
         joining: None,
+        events_logged: 0,
         waiting: VecDeque::new(),
         notes: VecDeque::new(),
         addresses_due: None,

@@ -4,7 +4,7 @@
 //! (the cores repeat what matters), and that the end of an established connection is told
 //! to membership at once. Leaves to others: what is sent.
 
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -116,22 +116,34 @@ impl Link {
                         End::Unwanted => return Ok(()),
                         End::Closed => {
                             log::debug!("connection to {} at {} closed", self.to.node, self.addr);
-                            let closed = Command::ConnectionClosed(self.to.node.clone());
-                            // Only a hint: pings find out as well.
-                            self.ping.hint(closed);
+                            self.hint();
                         }
                     }
                     if self.shared.clock.now().since(since) > BACKOFF_MAX {
                         backoff = BACKOFF_MIN;
                     }
                 }
-                Err(error) => log::debug!("cannot connect to {}: {error}", self.to.node),
+                Err(error) => {
+                    log::debug!("cannot connect to {}: {error}", self.to.node);
+                    // It may have died before there was a connection that could close.
+                    if let WireError::Io(error) = error
+                        && error.kind() == io::ErrorKind::ConnectionRefused
+                    {
+                        self.hint();
+                    }
+                }
             }
             if self.lose_messages(backoff) {
                 return Ok(());
             }
             backoff = (backoff * 2).min(BACKOFF_MAX);
         }
+    }
+
+    /// Tells membership that the peer's process may be gone; pings find out as well.
+    fn hint(&self) {
+        let closed = Command::ConnectionClosed(self.to.node.clone());
+        self.ping.hint(closed);
     }
 
     fn connect(&self) -> Result<TcpStream, WireError> {

@@ -360,6 +360,18 @@ pub enum JoinRefusal {
         /// The introducer's.
         served: ClusterId,
     },
+    /// The newcomer listens on IPv4 and a member on IPv6, or the other way round: their sockets
+    /// could not reach one another.
+    #[error(
+        "this node listens at {own} and a member of the cluster at {member}, and IPv4 and IPv6 do not mix: \
+         start it with a --listen address of the members' kind"
+    )]
+    OtherNetwork {
+        /// The newcomer's address.
+        own: SocketAddr,
+        /// A member's.
+        member: SocketAddr,
+    },
     /// The request makes no sense to the asked process.
     #[error("the request is not valid")]
     Invalid,

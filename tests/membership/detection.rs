@@ -103,6 +103,20 @@ fn a_killed_process_is_known_in_a_second_where_the_others_who_could_agree_are_si
 }
 
 #[test]
+fn a_process_that_is_killed_right_after_it_joined_is_known_in_a_second() {
+    for seed in 0..40 {
+        let mut cluster = Cluster::formed(470 + seed, 5);
+        cluster.run(millis(seed * 41));
+        let newcomer = cluster.start_node(7);
+        assert!(cluster.until(secs(5), |cluster| cluster.agreed(6)));
+        cluster.run(millis(seed % 5 * 10));
+        cluster.crash(newcomer);
+        let span = cluster.detection(&[newcomer], secs(1));
+        assert!(span.is_some(), "seed {seed}");
+    }
+}
+
+#[test]
 fn evidence_tells_why_a_member_went() {
     let mut cluster = Cluster::formed(1300, 5);
     cluster.silence(Cluster::addr(2));

@@ -3,6 +3,8 @@
 use dlc::membership::*;
 use dlc::types::*;
 
+use dlc::wire::datagram::{Datagram, Full, Message, Sender};
+
 use crate::harness::*;
 
 #[test]
@@ -64,6 +66,41 @@ fn a_restarted_node_finds_former_members_without_an_introducer() {
     assert!(cluster.agreed(4));
     cluster.restart(addr, false);
     assert!(cluster.until(secs(5), |cluster| cluster.agreed(5)));
+}
+
+#[test]
+fn former_members_let_a_node_in_whose_introducer_serves_another_cluster() {
+    let mut cluster = Cluster::formed(715, 4);
+    let other = Cluster::formed(716, 1);
+    let stranger = other.core(Cluster::addr(0)).me().clone();
+    // Started again, it hears of the other cluster first.
+    cluster.start_introducer(0);
+    let announcement = Full {
+        cluster: other.id(),
+        from: Some(Sender {
+            node: stranger.node.clone(),
+            storage: stranger.storage,
+            incarnation: stranger.incarnation,
+        }),
+        to: None,
+        message: Message::Announce {
+            member: stranger,
+            digest: 0,
+        },
+        updates: Vec::new(),
+    };
+    let now = cluster.now;
+    let introducer = cluster.introducers.get_mut(&Cluster::meeting(0)).unwrap();
+    introducer
+        .core
+        .handle_datagram(now, Cluster::addr(200), Datagram::Full(announcement));
+    cluster.run(secs(3));
+    let addr = Cluster::addr(1);
+    cluster.crash(addr);
+    cluster.run(secs(2));
+    assert!(cluster.agreed(3));
+    cluster.restart(addr, false);
+    assert!(cluster.until(secs(5), |cluster| cluster.agreed(4)));
 }
 
 #[test]

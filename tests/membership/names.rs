@@ -36,6 +36,22 @@ fn a_name_in_use_is_refused_and_a_silent_holder_replaced() {
 }
 
 #[test]
+fn a_holder_that_is_paused_for_less_than_a_second_keeps_its_name() {
+    for seed in 0..10 {
+        let mut cluster = Cluster::formed(3_000 + seed, 4);
+        cluster.run(millis(seed * 97));
+        let holder = Cluster::addr(2);
+        cluster.pause(holder, millis(950));
+        let twin = cluster.start_named(9, "n2", StorageId(77));
+        cluster.run(secs(5));
+        let refused = |output: &Output| matches!(output, Output::JoinRefused { .. });
+        assert!(cluster.put_out(twin, refused), "seed {seed}");
+        assert!(cluster.agreed(4), "seed {seed}");
+        assert!(!cluster.put_out(holder, |output| matches!(output, Output::Evicted { .. })));
+    }
+}
+
+#[test]
 fn two_processes_on_copies_of_one_disk_do_not_duel() {
     let mut cluster = Cluster::formed(735, 4);
     let old = Cluster::addr(2);

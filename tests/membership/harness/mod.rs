@@ -36,6 +36,9 @@ pub fn name(text: &str) -> NodeId {
     NodeId::new(text).expect("valid name")
 }
 
+/// Who is in the view of another for so long has a control connection from it.
+const CONNECTED_AFTER: Duration = Duration::from_millis(100);
+
 /// What runs at an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Power {
@@ -53,8 +56,8 @@ pub struct Process {
     pub paused_until: Time,
     /// Everything that it put out but traffic and views.
     pub outcome: Vec<Output>,
-    /// Whom it saw last, in which life.
-    view: BTreeMap<NodeId, Incarnation>,
+    /// Whom it saw last, in which life, and since when.
+    view: BTreeMap<NodeId, (Incarnation, Time)>,
     boot: u64,
     persisted: Identity,
     wake: Option<Time>,
@@ -286,16 +289,20 @@ impl Cluster {
         self.node(addr).power = Power::Silent;
     }
 
-    /// Kills the process; whoever is connected to it sees the connection close.
+    /// Kills the process. Whoever is connected to it sees the connection close; who has not had it
+    /// in view for long enough is refused when it connects.
     pub fn crash(&mut self, addr: SocketAddr) {
         self.trace.note(self.now, addr, &Power::Crashed);
         self.node(addr).power = Power::Crashed;
         let node = self.nodes[&addr].core.me().node.clone();
         let others: Vec<SocketAddr> = self.nodes.keys().copied().collect();
         for to in others {
+            let since = self.nodes[&to].view.get(&node).map(|(_, since)| *since);
+            let age = self.now.since(since.unwrap_or(self.now));
             if !self.cut.contains(&(addr, to)) {
                 let node = node.clone();
-                self.later(millis(1), Happening::Closed { to, node });
+                let delay = millis(1).max(CONNECTED_AFTER.saturating_sub(age));
+                self.later(delay, Happening::Closed { to, node });
             }
         }
     }

@@ -26,7 +26,7 @@ impl Cluster {
         let process = self.nodes.get_mut(&observer).expect("node");
         let new = &process.core.view().members;
         let mut changes: Vec<(NodeId, Incarnation, bool)> = Vec::new();
-        let mut raised: Vec<(NodeId, Incarnation)> = Vec::new();
+        let mut raised: Vec<(NodeId, (Incarnation, Time))> = Vec::new();
         let (mut before, mut after) = (process.view.iter().peekable(), new.iter().peekable());
         loop {
             let order = match (before.peek(), after.peek()) {
@@ -40,14 +40,14 @@ impl Cluster {
                 .flatten();
             let new = (order != Ordering::Less).then(|| after.next()).flatten();
             match (old, new) {
-                (Some((node, incarnation)), None) => {
-                    changes.push((node.clone(), *incarnation, true))
+                (Some((node, (incarnation, _))), None) => {
+                    changes.push((node.clone(), *incarnation, true));
                 }
                 (None, Some((node, member))) => {
                     changes.push((node.clone(), member.incarnation, false));
                 }
-                (Some((node, old)), Some((_, new))) if *old != new.incarnation => {
-                    raised.push((node.clone(), new.incarnation));
+                (Some((node, (old, since))), Some((_, new))) if *old != new.incarnation => {
+                    raised.push((node.clone(), (new.incarnation, *since)));
                 }
                 _ => {}
             }
@@ -56,7 +56,7 @@ impl Cluster {
         for (node, incarnation, gone) in changes {
             match gone {
                 true => process.view.remove(&node),
-                false => process.view.insert(node.clone(), incarnation),
+                false => process.view.insert(node.clone(), (incarnation, at)),
             };
             self.seen.push(Seen {
                 at,

@@ -12,7 +12,7 @@ use super::command::{self, Command};
 use super::{dataset, tables, training, transfer};
 use crate::store::download::Downloaded;
 use crate::types::{FileName, JobId, MemberState};
-use crate::wire::client::{MemberInfo, Receipt, Reply, Request, Role, Row};
+use crate::wire::client::{MemberInfo, Receipt, Refusal, Reply, Request, Role, Row};
 use crate::wire::schedule::Outcome;
 use crate::wire::store::Located;
 
@@ -102,8 +102,11 @@ pub fn run(client: &mut Client, command: &Command) -> Result<Answer, ClientError
 
 /// What to say of a member of which nothing was recorded.
 fn no_events(client: &mut Client, node: &str) -> Result<String, ClientError> {
-    let Reply::Members(members) = client.request(&Request::Members)? else {
-        return Err(client.unexpected());
+    let members = match client.request(&Request::Members) {
+        Ok(Reply::Members(members)) => members,
+        Ok(_) => return Err(client.unexpected()),
+        Err(ClientError::Refused(Refusal::NotJoined | Refusal::Joining(_))) => Vec::new(),
+        Err(error) => return Err(error),
     };
     Ok(match members.iter().any(|it| it.name.as_str() == node) {
         true => format!("nothing is known against {node}"),

@@ -424,6 +424,7 @@ impl Detector {
                     accuse: watch.regular,
                 });
                 watch.missed_at = Some(now);
+                watch.refused = false;
                 watch.probe = None;
                 watch.next_ping = now;
                 return;

@@ -220,12 +220,15 @@ impl Membership {
         }
         joining.cursor = (joining.cursor + 1) % candidates.max(1);
         joining.next_at = now;
-        let round_ends = joining.cursor == 0;
-        if round_ends && let Some(reason) = joining.foreign.take() {
-            self.refuse_join(reason);
-            return;
-        }
-        if round_ends {
+        if joining.cursor == 0 {
+            let foreign = joining.foreign.take();
+            // Who asks to wait may serve the own cluster, and has the last word.
+            if joining.waiting.is_none()
+                && let Some(reason) = foreign
+            {
+                self.refuse_join(reason);
+                return;
+            }
             let backoff = longest.min(base * (1 << joining.rounds.min(16)));
             joining.rounds += 1;
             // Spread, so that nodes started together do not ask in step.

@@ -68,12 +68,10 @@ fn a_restarted_node_finds_former_members_without_an_introducer() {
     assert!(cluster.until(secs(5), |cluster| cluster.agreed(5)));
 }
 
-#[test]
-fn former_members_let_a_node_in_whose_introducer_serves_another_cluster() {
-    let mut cluster = Cluster::formed(715, 4);
+/// The first introducer starts again, and hears of another cluster first.
+fn capture_introducer(cluster: &mut Cluster) {
     let other = Cluster::formed(716, 1);
     let stranger = other.core(Cluster::addr(0)).me().clone();
-    // Started again, it hears of the other cluster first.
     cluster.start_introducer(0);
     let announcement = Full {
         cluster: other.id(),
@@ -94,6 +92,26 @@ fn former_members_let_a_node_in_whose_introducer_serves_another_cluster() {
     introducer
         .core
         .handle_datagram(now, Cluster::addr(200), Datagram::Full(announcement));
+}
+
+#[test]
+fn an_introducer_that_asks_to_wait_outweighs_one_of_another_cluster() {
+    let mut cluster = Cluster::new(717);
+    cluster.start_introducer(1);
+    cluster.form(1);
+    let (addr, id) = (Cluster::addr(0), cluster.id());
+    cluster.crash(addr);
+    capture_introducer(&mut cluster);
+    cluster.start_introducer(1);
+    cluster.restart(addr, false);
+    assert!(cluster.until(secs(8), |cluster| cluster.agreed(1)));
+    assert_eq!(cluster.id(), id);
+}
+
+#[test]
+fn former_members_let_a_node_in_whose_introducer_serves_another_cluster() {
+    let mut cluster = Cluster::formed(715, 4);
+    capture_introducer(&mut cluster);
     cluster.run(secs(3));
     let addr = Cluster::addr(1);
     cluster.crash(addr);

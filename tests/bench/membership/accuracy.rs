@@ -28,6 +28,13 @@ enum Trouble {
     OneWay,
 }
 
+const TROUBLES: [Trouble; 4] = [
+    Trouble::Loss,
+    Trouble::NoTcp,
+    Trouble::Pauses,
+    Trouble::OneWay,
+];
+
 struct Cell {
     trouble: Trouble,
     size: usize,
@@ -44,12 +51,7 @@ struct Tally {
 pub fn run() {
     let hours = wish("HOURS", 100);
     let mut cells = Vec::new();
-    for trouble in [
-        Trouble::Loss,
-        Trouble::NoTcp,
-        Trouble::Pauses,
-        Trouble::OneWay,
-    ] {
+    for trouble in TROUBLES {
         for size in SIZES {
             // With a link of two members cut one way, neither can know who is at fault.
             if trouble == Trouble::OneWay && size == 2 {
@@ -75,12 +77,7 @@ pub fn run() {
     });
     let mut sums = tallies.chunks(pieces as usize).map(sum);
     let mut missed = Vec::new();
-    for trouble in [
-        Trouble::Loss,
-        Trouble::NoTcp,
-        Trouble::Pauses,
-        Trouble::OneWay,
-    ] {
+    for trouble in TROUBLES {
         println!("\n{}", describe(trouble));
         print!("members");
         LOSSES.iter().for_each(|loss| print!("{loss:>15} %"));

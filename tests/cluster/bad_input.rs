@@ -105,6 +105,7 @@ fn an_introducer_that_is_not_there_is_waited_for() {
         error.contains("not joined") && error.contains(&waits),
         "{error}"
     );
+    assert!(cluster.ok("n1", &["why", "n9"]).contains("n9 is no member"));
     let log = std::fs::read_to_string(dir.join("n1.log")).unwrap();
     assert!(log.contains(&waits), "{log}");
     // It goes on trying: once the introducer is up, the node is in.

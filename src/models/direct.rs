@@ -383,12 +383,11 @@ fn is_finite(numbers: &[f32]) -> bool {
 mod tests {
     use super::*;
     use crate::models::lenet::TENSORS;
-    use tch::{Device, Kind};
+    use crate::models::noise::Noise;
 
     fn network() -> LeNet {
-        tch::manual_seed(7);
-        let tensors =
-            TENSORS.map(|(_, shape)| Tensor::randn(shape, (Kind::Float, Device::Cpu)) * 0.2);
+        let mut noise = Noise::new(7);
+        let tensors = TENSORS.map(|(_, shape)| noise.tensor(shape) * 0.2);
         LeNet::of(tensors)
     }
 
@@ -412,10 +411,11 @@ mod tests {
     #[test]
     fn every_width_of_vectors_gives_the_plain_networks_answers() {
         let plain = network();
+        let mut noise = Noise::new(8);
         for level in levels() {
             let direct = DirectLeNet::with(&plain, level).expect("built");
             for count in [1, 3, 8, 77] {
-                let images = Tensor::randn([count, 1, 28, 28], (Kind::Float, Device::Cpu));
+                let images = noise.tensor(&[count, 1, 28, 28]);
                 let expected = plain.forward(&images);
                 let numbers = Vec::<f32>::try_from(images.reshape(-1)).expect("numbers");
                 let largest = expected.abs().max().double_value(&[]);

@@ -24,6 +24,8 @@ mod folded;
 mod fused;
 #[cfg(feature = "torch")]
 pub mod lenet;
+#[cfg(all(test, feature = "torch"))]
+mod noise;
 #[cfg(feature = "torch")]
 mod packs;
 #[cfg(feature = "torch")]

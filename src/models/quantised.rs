@@ -293,6 +293,7 @@ impl<'a> Build<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::models::noise::Noise;
     use crate::models::resnet50::{ResNet50, tests::random_tensors};
     use crate::models::weights::Weights;
     use tch::Device;
@@ -316,7 +317,7 @@ mod tests {
             return;
         }
         tch::no_grad(|| {
-            let batch = Tensor::randn([6, 3, 96, 64], (Kind::Float, Device::Cpu));
+            let batch = Noise::new(6).tensor(&[6, 3, 96, 64]);
             let (folded, ranges) = network(&batch);
             let quantised = QuantisedResNet50::new(&folded, &ranges, (96, 64)).expect("built");
             let expected = folded.forward(&batch);
@@ -332,14 +333,13 @@ mod tests {
                 .max()
                 .double_value(&[]);
             assert!(difference < 1e-4 * size, "{difference}");
-            // Ranges of other maps would be seen here.
+            // Each map with the range of its neighbour is seen here.
             let mut wrong = ranges.clone();
-            wrong.swap(1, 2);
-            wrong.swap(20, 40);
+            wrong[1..].rotate_left(1);
             let quantised = QuantisedResNet50::new(&folded, &wrong, (96, 64)).expect("built");
             let found = quantised.forward(&batch).expect("logits");
             let error = (&found - &expected).norm().double_value(&[]);
-            assert!(error > 0.05 * size, "{error} of {size}");
+            assert!(error > 0.1 * size, "{error} of {size}");
         });
     }
 

@@ -315,19 +315,20 @@ pub fn tensor_shapes(classes: i64) -> Vec<(String, Vec<i64>)> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::models::noise::Noise;
     use crate::models::weights::to_safetensors;
 
     /// Random tensors of a ResNet-50 with `classes` outputs, drawn so that the numbers
     /// stay in range through all layers.
     pub(crate) fn random_tensors(classes: i64) -> Vec<(String, Tensor)> {
-        tch::manual_seed(5);
+        let mut noise = Noise::new(5);
         let options = (Kind::Float, Device::Cpu);
-        let draw = |name: &str, shape: &[i64]| match shape {
+        let mut draw = |name: &str, shape: &[i64]| match shape {
             [_, inputs, kernel, _] => {
                 let fan_in = (inputs * kernel * kernel) as f64;
-                Tensor::randn(shape, options) * (2.0 / fan_in).sqrt()
+                noise.tensor(shape) * (2.0 / fan_in).sqrt()
             }
-            [_, _] => Tensor::randn(shape, options) * 0.02,
+            [_, _] => noise.tensor(shape) * 0.02,
             _ if name.ends_with(".weight") => Tensor::full(shape, 0.5, options),
             _ if name.ends_with("running_var") => Tensor::ones(shape, options),
             _ => Tensor::zeros(shape, options),
@@ -371,7 +372,7 @@ pub(crate) mod tests {
         let bytes = to_safetensors(&tensors, Kind::Float, None);
         let weights = Weights::from_safetensors("resnet50", &bytes).expect("valid file");
         let network = ResNet50::load(weights, Device::Cpu).expect("valid weights");
-        let batch = Tensor::randn([2, 3, 64, 64], (Kind::Float, Device::Cpu));
+        let batch = Noise::new(6).tensor(&[2, 3, 64, 64]);
         let stem = network.stem.forward(&batch, false);
         assert_eq!(stem.size(), [2, 64, 32, 32]);
         let logits = tch::no_grad(|| network.forward(&batch));

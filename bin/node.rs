@@ -18,7 +18,8 @@ fn main() -> ExitCode {
     if let Err(error) = engine::wait_passively(arguments.threads.into()) {
         log::warn!("inference threads will spin while they wait: {error}");
     }
-    match run(&arguments) {
+    let settings = Settings::new(&arguments).unwrap_or_else(|error| error.exit());
+    match run(&arguments, settings) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("node {}: {error:#}", arguments.name);
@@ -27,14 +28,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: &NodeArguments) -> anyhow::Result<()> {
+fn run(arguments: &NodeArguments, settings: Settings) -> anyhow::Result<()> {
     arguments.key.ensure()?;
     let device = arguments.device.to_string();
     let torch = Torch::new(&device, arguments.threads.into()).map_err(anyhow::Error::msg)?;
     let bound = threads::bind(arguments.listen)?;
     println!("listening {}", bound.addr());
     std::io::stdout().flush()?;
-    let running = threads::start(Settings::from(arguments), bound, Box::new(torch))?;
+    let running = threads::start(settings, bound, Box::new(torch))?;
     threads::stop_on_signals(running.stopper())?;
     let (addr, stopper, joining) = (running.addr(), running.stopper(), arguments.join);
     // Not joined at the end: it waits for a line that may never come.

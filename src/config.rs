@@ -11,7 +11,8 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use clap::Parser;
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 
 use crate::types::NodeId;
 
@@ -38,9 +39,9 @@ pub struct NodeArguments {
         value_name = "HOST:PORT",
         default_value = "127.0.0.1:6000",
         value_delimiter = ',',
-        value_parser = address
+        value_parser = introducer
     )]
-    pub introducer: Vec<SocketAddr>,
+    pub introducer: Vec<Introducer>,
     /// Everything that this node must not forget [default: run/NAME]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
@@ -73,6 +74,39 @@ impl NodeArguments {
         let default = || Path::new("run").join(self.name.as_str());
         self.data_dir.clone().unwrap_or_else(default)
     }
+
+    /// The introducers that have an address, in their order, and whether the one named first
+    /// is among them. Those without are named in a warning: any other one will do.
+    ///
+    /// *Errors*: none has an address.
+    pub fn introducers(&self) -> Result<(Vec<SocketAddr>, bool), clap::Error> {
+        let mut found = Vec::new();
+        let mut errors = Vec::new();
+        for introducer in &self.introducer {
+            match &introducer.address {
+                Ok(addr) => found.push(*addr),
+                Err(error) => errors.push(format!("introducer {}: {error}", introducer.text)),
+            }
+        }
+        if found.is_empty() {
+            let errors = errors.join("\n");
+            return Err(Self::command().error(ErrorKind::ValueValidation, errors));
+        }
+        for error in errors {
+            log::warn!("{error}; it is left out until this node is started again");
+        }
+        let first = self.introducer.first();
+        Ok((found, first.is_some_and(|first| first.address.is_ok())))
+    }
+}
+
+/// An introducer as the user named it.
+#[derive(Clone, Debug)]
+pub struct Introducer {
+    /// `HOST:PORT`.
+    text: String,
+    /// Its address, or why there is none.
+    address: Result<SocketAddr, String>,
 }
 
 /// Arguments of the executable `introducer`.
@@ -191,6 +225,21 @@ fn address(text: &str) -> Result<SocketAddr, String> {
         .ok_or_else(|| "the host has no address: use HOST:PORT".into())
 }
 
+/// An introducer. A host without an address is no wrong argument: it may be down.
+fn introducer(text: &str) -> Result<Introducer, String> {
+    let port = text.rsplit_once(':').filter(|(host, _)| !host.is_empty());
+    if port
+        .and_then(|(_, port)| port.parse::<u16>().ok())
+        .is_none()
+    {
+        return Err("use HOST:PORT, as in 127.0.0.1:6000".into());
+    }
+    Ok(Introducer {
+        text: text.into(),
+        address: address(text),
+    })
+}
+
 fn not_there_yet(_: &str) -> Result<String, String> {
     Err("this is not available yet: leave it out".into())
 }
@@ -307,16 +356,33 @@ mod tests {
             "--join",
         ])
         .expect("valid");
-        let introducers: Vec<String> = arguments
-            .introducer
-            .iter()
-            .map(SocketAddr::to_string)
-            .collect();
-        assert_eq!(introducers, ["127.0.0.1:1", "[::1]:2"]);
+        let (introducers, first) = arguments.introducers().expect("both are addresses");
+        let introducers: Vec<String> = introducers.iter().map(SocketAddr::to_string).collect();
+        assert_eq!(
+            (introducers, first),
+            (vec!["127.0.0.1:1".into(), "[::1]:2".into()], true)
+        );
         assert_eq!(arguments.device, Device::Cuda(3));
         assert_eq!(arguments.data_directory(), Path::new("x/y"));
         assert_eq!(arguments.threads, 2);
         assert!(arguments.join);
+    }
+
+    #[test]
+    fn an_introducer_without_an_address_is_left_out_where_another_has_one() {
+        // `.invalid` never resolves (RFC 2606).
+        let (last, none) = ("a.invalid:1,127.0.0.1:2", "a.invalid:1,b.invalid:2");
+        let arguments = node(&["--introducer", last]).expect("valid");
+        let (introducers, first) = arguments.introducers().expect("one is left");
+        assert_eq!((introducers.len(), first), (1, false));
+        let arguments = node(&["--introducer", none]).expect("valid");
+        let error = arguments.introducers().expect_err("none is left");
+        assert_eq!(error.exit_code(), 2);
+        let error = error.to_string();
+        assert!(
+            error.contains("a.invalid:1") && error.contains("b.invalid:2"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -326,6 +392,9 @@ mod tests {
             &["surplus"],
             &["--listen", "127.0.0.1"],
             &["--listen", "127.0.0.1:99999"],
+            &["--introducer", "127.0.0.1"],
+            &["--introducer", ":6000"],
+            &["--introducer", "127.0.0.1:1,127.0.0.1:99999"],
             &["--device", "gpu"],
             &["--threads", "0"],
             &["--http", "127.0.0.1:80"],

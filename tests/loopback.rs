@@ -42,6 +42,7 @@ fn start(name: &str, at: &Path, introducers: Vec<SocketAddr>) -> Running {
         name: NodeId::new(name).expect("a valid name"),
         join: !introducers.is_empty(),
         introducers,
+        first_permits: true,
         data_directory: at.to_path_buf(),
         models: at.join("models"),
     };
@@ -248,6 +249,7 @@ fn a_data_directory_in_use_is_refused() {
     let settings = Settings {
         name: NodeId::new("n1").expect("a valid name"),
         introducers: vec![],
+        first_permits: true,
         data_directory: at.path().to_path_buf(),
         models: at.path().join("models"),
         join: false,

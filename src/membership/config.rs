@@ -59,6 +59,9 @@ pub struct Config {
     pub reconnect_period: Duration,
     /// Each member announces itself to each introducer this often. Default 1 s.
     pub announce_period: Duration,
+    /// The first of the introducers may permit a new cluster. Default true; false where the one
+    /// that the user named first has no address and is not among them.
+    pub first_permits: bool,
     /// First wait between two attempts to join; doubles. Default 100 ms.
     pub join_backoff: Duration,
     /// Longest wait between two attempts to join. Default 1 s.
@@ -106,6 +109,7 @@ impl Default for Config {
             sync_after: millis(2000),
             reconnect_period: millis(1000),
             announce_period: millis(1000),
+            first_permits: true,
             join_backoff: millis(100),
             join_backoff_max: millis(1000),
             exchange_timeout: millis(3000),

@@ -126,7 +126,7 @@ impl Membership {
             }
             return;
         };
-        let first = self.introducers.first() == Some(&to) && cursor == 0;
+        let first = cursor == 0 && self.config.first_permits && !self.introducers.is_empty();
         let mut member = self.me.clone();
         member.joined = self.wall(now);
         let request = MembershipRequest::Join(JoinRequest {

@@ -566,3 +566,30 @@ fn a_newcomer_that_members_could_not_reach_is_refused() {
         })
     ));
 }
+
+#[test]
+fn where_the_first_introducer_is_left_out_none_is_asked_as_the_first() {
+    for first_permits in [true, false] {
+        let config = Config {
+            first_permits,
+            ..Config::default()
+        };
+        let me = Identity {
+            node: name("own"),
+            storage: StorageId(7),
+            incarnation: Incarnation(1),
+            addr: addr(0),
+            cluster: None,
+        };
+        let now = Time(0);
+        let mut core = Membership::new(config, me, vec![addr(99)], 1, now, WallTime(0));
+        core.handle_join(now);
+        let Some(Output::Exchange { request, .. }) = core.poll_output() else {
+            panic!("it asks the introducer");
+        };
+        let MembershipRequest::Join(request) = request else {
+            panic!("to join");
+        };
+        assert_eq!(request.first, first_permits);
+    }
+}

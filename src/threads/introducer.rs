@@ -33,6 +33,8 @@ const ROOM: Duration = Duration::from_secs(1);
 const ANSWER: Duration = Duration::from_secs(2);
 /// Requests whose clients may still wait; the oldest is forgotten.
 const WAITING_MAX: usize = 1024;
+/// Between two warnings of the same.
+const WARNING_GAP: Duration = Duration::from_secs(60);
 
 /// An [`Introducer`] and those who wait for its answers.
 struct Introducing {
@@ -40,9 +42,30 @@ struct Introducing {
     waiting: BTreeMap<u64, Sender<MembershipReply>>,
     next: u64,
     outputs: VecDeque<(SocketAddr, Datagram)>,
+    /// When another cluster was last warned of.
+    warned: Option<Time>,
 }
 
 impl Introducing {
+    /// Two clusters announce themselves here: someone should know, for newcomers are sent to the
+    /// one that is known.
+    fn warn_of_another_cluster(&mut self, now: Time, from: SocketAddr) {
+        if self.warned.is_none_or(|warned| warned + WARNING_GAP <= now) {
+            self.warned = Some(now);
+            let known: Vec<String> = self
+                .core
+                .members(now)
+                .take(3)
+                .map(|member| member.addr.to_string())
+                .collect();
+            log::warn!(
+                "{from} belongs to another cluster than {}: newcomers are sent to the latter; \
+                 stop one cluster, or give its nodes an introducer of their own",
+                known.join(", ")
+            );
+        }
+    }
+
     /// Sorts the outputs: answers go at once, datagrams wait for `poll_step`.
     fn drain(&mut self) {
         while let Some(output) = self.core.poll_output() {
@@ -63,7 +86,11 @@ impl Introducing {
 
 impl Core for Introducing {
     fn handle_datagram(&mut self, now: Time, from: SocketAddr, datagram: Datagram) {
+        let before = self.core.stats().wrong_cluster;
         self.core.handle_datagram(now, from, datagram);
+        if self.core.stats().wrong_cluster > before {
+            self.warn_of_another_cluster(now, from);
+        }
         self.drain();
     }
 
@@ -152,6 +179,7 @@ pub fn start_introducer(bound: Bound) -> Result<Running, StartError> {
         waiting: BTreeMap::new(),
         next: 0,
         outputs: VecDeque::new(),
+        warned: None,
     };
     let pinging = Ping {
         core,

@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use super::Shared;
 use super::counters::count;
 use super::net;
+use crate::types::Time;
 use crate::wire::peer::{Hello, Purpose};
 use crate::wire::{PROTOCOL_VERSION, WireError, read_message};
 
@@ -29,6 +30,8 @@ pub(super) const FRAME: Duration = Duration::from_secs(30);
 const BUFFER: usize = 64 << 10;
 /// Larger than a chunk with its header, so that each goes out in one call.
 const WRITE_BUFFER: usize = 512 << 10;
+/// Between two warnings of the same.
+const WARNING_GAP: Duration = Duration::from_secs(10);
 /// Pause after the system refused to give a connection (out of descriptors).
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -79,12 +82,27 @@ impl<'a> Connection<'a> {
 
 /// The open connections, so that they can be ended.
 #[derive(Debug, Default)]
-pub(super) struct Connections(Mutex<BTreeMap<usize, Arc<TcpStream>>>);
+pub(super) struct Connections {
+    open: Mutex<BTreeMap<usize, Arc<TcpStream>>>,
+    /// When it was last said that there are too many.
+    warned: Mutex<Option<Time>>,
+}
 
 impl Connections {
+    /// Says that `from` was refused, but not for each of many.
+    fn warn(&self, now: Time, from: SocketAddr) {
+        let mut warned = self.warned.lock();
+        if warned.is_none_or(|warned| warned + WARNING_GAP <= now) {
+            *warned = Some(now);
+            log::warn!(
+                "{from} refused: {CONNECTIONS_MAX} connections are open (`stats` counts further refusals)"
+            );
+        }
+    }
+
     /// Gives `stream` the lowest free place; none where all are taken.
     fn enter(&self, stream: &Arc<TcpStream>) -> Option<usize> {
-        let mut open = self.0.lock();
+        let mut open = self.open.lock();
         let place = (0..CONNECTIONS_MAX).find(|place| !open.contains_key(place))?;
         open.insert(place, stream.clone());
         Some(place)
@@ -92,14 +110,14 @@ impl Connections {
 
     /// Lets no connection read any more; what is being answered can still be written.
     pub(super) fn end_reading(&self) {
-        for stream in self.0.lock().values() {
+        for stream in self.open.lock().values() {
             let _ = stream.shutdown(Shutdown::Read);
         }
     }
 
     /// Ends all connections.
     pub(super) fn end(&self) {
-        for stream in self.0.lock().values() {
+        for stream in self.open.lock().values() {
             let _ = stream.shutdown(Shutdown::Both);
         }
     }
@@ -113,7 +131,7 @@ struct Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.shared.connections.0.lock().remove(&self.place);
+        self.shared.connections.open.lock().remove(&self.place);
         let open = &self.shared.counters.connections_open;
         open.fetch_sub(1, Ordering::Relaxed);
     }
@@ -150,7 +168,7 @@ fn start<S: Service>(
     let stream = Arc::new(stream);
     let Some(place) = shared.connections.enter(&stream) else {
         count(&shared.counters.connections_refused);
-        log::warn!("{from} refused: {CONNECTIONS_MAX} connections are open");
+        shared.connections.warn(shared.clock.now(), from);
         return Ok(());
     };
     count(&shared.counters.connections_accepted);

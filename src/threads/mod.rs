@@ -118,8 +118,10 @@ pub(crate) struct Shared {
 pub struct Settings {
     /// Its name.
     pub name: NodeId,
-    /// Introducers; the first may permit a new cluster.
+    /// Introducers.
     pub introducers: Vec<SocketAddr>,
+    /// The first of them may permit a new cluster.
+    pub first_permits: bool,
     /// Its data directory.
     pub data_directory: PathBuf,
     /// Its model directory.
@@ -128,15 +130,20 @@ pub struct Settings {
     pub join: bool,
 }
 
-impl From<&config::NodeArguments> for Settings {
-    fn from(arguments: &config::NodeArguments) -> Settings {
-        Settings {
+impl Settings {
+    /// As the command line says.
+    ///
+    /// *Errors*: no introducer has an address.
+    pub fn new(arguments: &config::NodeArguments) -> Result<Settings, clap::Error> {
+        let (introducers, first_permits) = arguments.introducers()?;
+        Ok(Settings {
             name: arguments.name.clone(),
-            introducers: arguments.introducer.clone(),
+            introducers,
+            first_permits,
             data_directory: arguments.data_directory(),
             models: arguments.models.clone(),
             join: arguments.join,
-        }
+        })
     }
 }
 
@@ -299,7 +306,10 @@ pub fn start(
             addr: net::reachable(bound.addr, settings.introducers.first().copied()),
             cluster: identity.cluster,
         };
-        let config = membership::Config::default();
+        let config = membership::Config {
+            first_permits: settings.first_permits,
+            ..membership::Config::default()
+        };
         let introducers = settings.introducers.clone();
         let mut core = Membership::new(
             config,

@@ -73,6 +73,7 @@ fn holder(contents: &[(u64, Vec<u8>)]) -> Holder {
     let settings = Settings {
         name,
         introducers: vec![],
+        first_permits: false,
         data_directory: at.path().into(),
         models: at.path().join("models"),
         join: false,

@@ -79,6 +79,7 @@ impl Consensus {
         self.set_hard_state(term, None);
         self.verified = Index(0);
         self.acknowledged = Index(0);
+        self.incoming = None;
         self.leader_heard = None;
         self.become_follower(now, None);
         self.round = 0;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::quorum::{copies, majority};
 use super::{
     Config, Consensus, Content, Entry, HardState, LogWrite, Message, Output, Payload, ReadId,
-    Recovered, Role,
+    Recovered, Role, Snapshot,
 };
 use crate::types::{Index, NodeId, Rng, Server, StorageId, Term, Time};
 
@@ -29,6 +29,17 @@ fn slot_of(server: &Server) -> usize {
     server.storage.0 as usize - 1
 }
 
+/// The state machine: a digest of all entries up to `index`, and as many bytes more as it says.
+fn state_after(chosen: &[(Entry, Term)], index: Index) -> Arc<[u8]> {
+    let mut hasher = blake3::Hasher::new();
+    for (entry, _) in &chosen[..index.0 as usize] {
+        hasher.update(&crate::wire::encode(entry));
+    }
+    let mut state = vec![0; hasher.clone().finalize().as_bytes()[0] as usize];
+    hasher.finalize_xof().fill(&mut state);
+    state.into()
+}
+
 /// What is on a server's disk, and what is on the way there.
 #[derive(Default)]
 pub(super) struct Disk {
@@ -45,17 +56,49 @@ impl Disk {
             );
             self.state.hard_state = hard_state;
         }
+        if let Some(snapshot) = write.snapshot {
+            let old = self.first().0 - 1;
+            assert!(
+                snapshot.index.0 > old,
+                "a snapshot of {:?} took the place of one of {old}",
+                snapshot.index
+            );
+            self.state.snapshot = Some(snapshot);
+            self.state.entries.clear();
+        }
+        let first = self.first();
         if let Some(from) = write.truncate_from {
-            self.state.entries.truncate(from.0 as usize - 1);
+            self.state.entries.truncate((from.0 - first.0) as usize);
         }
         for entry in write.entries {
             assert_eq!(
-                entry.index.0 as usize,
-                self.state.entries.len() + 1,
+                entry.index.0,
+                first.0 + self.state.entries.len() as u64,
                 "gap on disk"
             );
             self.state.entries.push(entry);
         }
+    }
+
+    /// Of the entries that are there one by one.
+    fn first(&self) -> Index {
+        Index(
+            1 + self
+                .state
+                .snapshot
+                .as_ref()
+                .map_or(0, |snapshot| snapshot.index.0),
+        )
+    }
+
+    fn after(&self, first: Index) -> &[Entry] {
+        let skipped = (first.0 - self.first().0) as usize;
+        self.state.entries.get(skipped..).unwrap_or_default()
+    }
+
+    fn entry(&self, index: Index) -> Option<&Entry> {
+        let place = index.0.checked_sub(self.first().0)?;
+        self.state.entries.get(place as usize)
     }
 
     /// A crash: a beginning of what was on the way may have arrived.
@@ -67,6 +110,9 @@ impl Disk {
         }
         if let Some((_, mut write)) = queue.pop_front() {
             match rng.below(4) {
+                // A new file takes the old one's place, or not.
+                2.. if write.snapshot.is_some() => {}
+                _ if write.snapshot.is_some() => return,
                 0 => return,
                 1 => {
                     write.truncate_from = None;
@@ -82,8 +128,9 @@ impl Disk {
         }
     }
 
+    /// Whether the entry is there, or in the snapshot, whose content is watched elsewhere.
     pub(super) fn holds(&self, entry: &Entry) -> bool {
-        self.state.entries.get(entry.index.0 as usize - 1) == Some(entry)
+        entry.index < self.first() || self.entry(entry.index) == Some(entry)
     }
 }
 
@@ -94,7 +141,7 @@ pub(super) struct Slot {
     /// Counts its starts.
     pub(super) life: u64,
     pub(super) live: BTreeSet<Server>,
-    /// Entries applied in this life.
+    /// The last entry applied, or in a snapshot that was restored.
     pub(super) applied: u64,
     /// Most entries that a leader here called durable in this life.
     pub(super) durable: u64,
@@ -149,6 +196,8 @@ pub(super) struct Cluster {
     reads: BTreeMap<(usize, u64, ReadId), usize>,
     pub(super) reads_ready: u64,
     pub(super) reads_failed: u64,
+    /// Snapshots that came from a leader.
+    pub(super) restored: u64,
     pub(super) next_command: u64,
     steps: u64,
     /// Everything that was put out, where asked for.
@@ -177,6 +226,7 @@ impl Cluster {
             reads: BTreeMap::new(),
             reads_ready: 0,
             reads_failed: 0,
+            restored: 0,
             next_command: 0,
             steps: 0,
             trace: None,
@@ -252,9 +302,13 @@ impl Cluster {
         let (config, now) = (self.config.clone(), self.now);
         let place = &mut self.slots[slot];
         place.life += 1;
-        place.applied = 0;
+        place.applied = place.disk.first().0 - 1;
         place.durable = 0;
         let recovered = place.disk.state.clone();
+        if let Some(snapshot) = &recovered.snapshot {
+            self.watch_snapshot(snapshot);
+        }
+        let place = &mut self.slots[slot];
         place.core = Some(Consensus::new(config, server(slot), recovered, seed, now));
         let live = place.live.clone();
         self.act(slot, |core, now| core.handle_members(now, live));
@@ -303,6 +357,13 @@ impl Cluster {
         Some(id)
     }
 
+    /// Puts a snapshot in the place of what `slot` has applied.
+    pub(super) fn compact(&mut self, slot: usize) {
+        let index = Index(self.slots[slot].applied);
+        let state = state_after(&self.chosen, index);
+        self.act(slot, |core, _| core.compact(index, state));
+    }
+
     /// Calls the core of `slot`, where it is up, and does what it puts out.
     pub(super) fn act(&mut self, slot: usize, call: impl FnOnce(&mut Consensus, Time)) {
         let now = self.now;
@@ -322,6 +383,7 @@ impl Cluster {
                 Output::Send { to, message } => self.transmit(slot, to, message),
                 Output::Persist(write) => self.persist(slot, write),
                 Output::Apply(entry) => self.watch_apply(slot, entry),
+                Output::Restore(snapshot) => self.watch_restore(slot, &snapshot),
                 Output::Durable(index) => self.watch_durable(slot, index),
                 Output::ReadReady { id } => {
                     let key = (slot, self.slots[slot].life, id);
@@ -460,9 +522,8 @@ impl Cluster {
         for (entry, committed) in &self.chosen {
             if *committed < term {
                 let held = core.entry(entry.index);
-                assert_eq!(
-                    held,
-                    Some(entry),
+                assert!(
+                    held == Some(entry) || held.is_none() && entry.index <= core.snapshot_index(),
                     "the leader of {term:?} lacks a committed entry"
                 );
             }
@@ -493,6 +554,37 @@ impl Cluster {
             Some((chosen, _)) => assert_eq!(*chosen, entry, "two entries at one index"),
             None => self.chosen.push((entry, term)),
         }
+    }
+
+    /// A snapshot is what the chosen entries up to its index come to.
+    fn watch_snapshot(&self, snapshot: &Snapshot) {
+        let Snapshot {
+            index,
+            term,
+            voters,
+            state,
+        } = snapshot;
+        let entries = self.chosen[..index.0 as usize].iter();
+        let mut entries = entries.map(|(entry, _)| entry).rev();
+        assert_eq!(entries.clone().next().map(|last| last.term), Some(*term));
+        let named = entries.find_map(|entry| match &entry.payload {
+            Payload::Voters(voters) => Some(voters),
+            _ => None,
+        });
+        assert_eq!(named, Some(voters), "not the voters at {index:?}");
+        assert!(*state == state_after(&self.chosen, *index), "another state");
+    }
+
+    /// A snapshot that came from a leader is the state after that many chosen entries.
+    fn watch_restore(&mut self, slot: usize, snapshot: &Snapshot) {
+        self.watch_snapshot(snapshot);
+        let index = &snapshot.index;
+        let place = &mut self.slots[slot];
+        assert!(place.applied < index.0, "a snapshot took the state back");
+        let held = place.disk.state.snapshot.as_ref().map(|held| held.index);
+        assert_eq!(held, Some(*index), "restored before it was on disk");
+        place.applied = index.0;
+        self.restored += 1;
     }
 
     /// What may be answered is committed and on min(4, n) live disks.
@@ -526,10 +618,15 @@ impl Cluster {
             }
             Content::Appended { matched, .. } => {
                 let core = self.core(slot);
-                for index in 1..=matched.0 {
-                    let held = disk.entries.get(index as usize - 1);
+                let disk = &self.slots[slot].disk;
+                for index in disk.first().0..=matched.0 {
+                    let held = disk.entry(Index(index));
+                    // Of what a snapshot takes the place of, the core may have forgotten it.
+                    let chosen = self.chosen.get(index as usize - 1).map(|(entry, _)| entry);
+                    let known = core.entry(Index(index));
+                    let wanted = known.or(chosen.filter(|_| index <= core.snapshot_index().0));
                     assert!(
-                        held.is_some() && held == core.entry(Index(index)),
+                        held.is_some() && held == wanted,
                         "entry {index} was acknowledged before it was on disk"
                     );
                 }
@@ -542,7 +639,8 @@ impl Cluster {
     pub(super) fn check_log_matching(&self) {
         for a in &self.slots {
             for b in &self.slots {
-                let pairs = a.disk.state.entries.iter().zip(&b.disk.state.entries);
+                let first = a.disk.first().max(b.disk.first());
+                let pairs = a.disk.after(first).iter().zip(b.disk.after(first));
                 let agree: Vec<bool> = pairs
                     .clone()
                     .map(|(left, right)| left.term == right.term)

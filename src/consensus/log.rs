@@ -2,12 +2,24 @@
 //!
 //! Decides: what is where, which voters the log puts in force, what is to be written next
 //! and what a finished write has made safe. Leaves to others: which entries may be added,
-//! cut off or applied. Entries up to `offset` are the place for a snapshot; nothing raises it yet.
+//! cut off, applied or replaced by a snapshot.
+//!
+//! On disk the log begins with the snapshot, where there is one. In memory it begins after
+//! `offset`, which lies a little before: a server that lags a little gets entries.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use crate::types::{Index, Server, Term};
-use crate::wire::consensus::{Entry, Payload};
+use crate::wire::consensus::{Entry, Payload, Snapshot};
+
+/// What a write is to put on disk. See [`super::LogWrite`].
+#[derive(Debug, Default)]
+pub(super) struct Unwritten {
+    pub(super) snapshot: Option<Arc<Snapshot>>,
+    pub(super) truncate_from: Option<Index>,
+    pub(super) entries: Vec<Entry>,
+}
 
 /// A write that the driver has been given and not yet reported as done.
 #[derive(Debug)]
@@ -23,7 +35,13 @@ pub(super) struct Log {
     offset: Index,
     offset_term: Term,
     entries: Vec<Entry>,
-    /// Each entry that named voters, oldest first.
+    /// What replaces the entries up to its own index.
+    snapshot: Option<Arc<Snapshot>>,
+    /// The disk has an older snapshot, or none.
+    rewrite: bool,
+    /// Of the entries after the snapshot, roughly.
+    bytes: usize,
+    /// The entries that named voters, oldest first: at most one of them up to `offset`.
     voters: Vec<(Index, Vec<Server>)>,
     /// Up to here the entries have been handed to the driver.
     written: Index,
@@ -36,8 +54,11 @@ pub(super) struct Log {
 
 impl Log {
     /// The log that the disk gave back.
-    pub(super) fn recovered(entries: Vec<Entry>) -> Log {
+    pub(super) fn recovered(snapshot: Option<Arc<Snapshot>>, entries: Vec<Entry>) -> Log {
         let mut log = Log::default();
+        if let Some(snapshot) = snapshot {
+            log.reset(snapshot);
+        }
         for entry in entries {
             assert!(
                 entry.index.0 == log.last_index().0 + 1 && entry.term >= log.last_term(),
@@ -53,6 +74,71 @@ impl Log {
         log.written = log.last_index();
         log.persisted = log.last_index();
         log
+    }
+
+    /// Begins anew with `snapshot`, which is on disk.
+    pub(super) fn reset(&mut self, snapshot: Arc<Snapshot>) {
+        let index = snapshot.index;
+        self.offset = index;
+        self.offset_term = snapshot.term;
+        self.entries.clear();
+        self.rewrite = false;
+        self.bytes = 0;
+        self.voters = vec![(index, snapshot.voters.clone())];
+        self.written = index;
+        self.persisted = index;
+        self.truncate_from = None;
+        for write in &mut self.outstanding {
+            write.through = index;
+        }
+        self.snapshot = Some(snapshot);
+    }
+
+    /// Puts `state`, the state machines after the entry at `index`, in the place of the entries
+    /// up to there. Those of the last `retained` bytes are kept in memory.
+    pub(super) fn compact(&mut self, index: Index, state: Arc<[u8]>, retained: usize) {
+        let Some(term) = self.term(index) else {
+            return;
+        };
+        debug_assert!(index <= self.persisted);
+        self.snapshot = Some(Arc::new(Snapshot {
+            index,
+            term,
+            voters: self.voters_at(index).to_vec(),
+            state,
+        }));
+        self.rewrite = true;
+        let place = (index.0 - self.offset.0) as usize;
+        self.bytes = self.entries[place..].iter().map(bytes_of).sum();
+        let mut kept = 0;
+        let fits = |entry: &&Entry| {
+            kept += bytes_of(entry);
+            kept <= retained
+        };
+        let fitting = self.entries[..place].iter().rev().take_while(fits).count();
+        let Some(dropped) = (place - fitting).checked_sub(1) else {
+            return;
+        };
+        let last = &self.entries[dropped];
+        (self.offset, self.offset_term) = (last.index, last.term);
+        self.entries.drain(..=dropped);
+        let offset = self.offset;
+        let before = self.voters.partition_point(|(index, _)| *index <= offset);
+        self.voters.drain(..before.saturating_sub(1));
+    }
+
+    /// Entries up to here are not in memory.
+    pub(super) fn offset(&self) -> Index {
+        self.offset
+    }
+
+    pub(super) fn snapshot(&self) -> Option<&Arc<Snapshot>> {
+        self.snapshot.as_ref()
+    }
+
+    /// Of the entries after the snapshot, roughly.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     pub(super) fn last_index(&self) -> Index {
@@ -92,7 +178,7 @@ impl Log {
         let mut batch = Vec::new();
         let mut index = from;
         while let Some(entry) = self.get(index) {
-            bytes += entry.payload.size() + ENTRY_OVERHEAD;
+            bytes += bytes_of(entry);
             if bytes > bytes_max && !batch.is_empty() {
                 break;
             }
@@ -124,6 +210,7 @@ impl Log {
         if let Payload::Voters(voters) = &entry.payload {
             self.voters.push((entry.index, voters.clone()));
         }
+        self.bytes += bytes_of(&entry);
         self.entries.push(entry);
     }
 
@@ -131,7 +218,8 @@ impl Log {
     pub(super) fn truncate(&mut self, from: Index) {
         debug_assert!(from > self.offset);
         let before = Index(from.0 - 1);
-        self.entries.truncate((before.0 - self.offset.0) as usize);
+        let cut = self.entries.drain((before.0 - self.offset.0) as usize..);
+        self.bytes -= cut.map(|entry| bytes_of(&entry)).sum::<usize>();
         self.voters.retain(|(index, _)| *index < from);
         if from <= self.written {
             self.truncate_from = Some(self.truncate_from.map_or(from, |old| old.min(from)));
@@ -149,6 +237,12 @@ impl Log {
         self.voters.last().map_or(&[], |(_, voters)| voters)
     }
 
+    /// The voters in force at `index`, which lies after `offset`.
+    fn voters_at(&self, index: Index) -> &[Server] {
+        let before = self.voters.partition_point(|(at, _)| *at <= index);
+        before.checked_sub(1).map_or(&[], |at| &self.voters[at].1)
+    }
+
     /// Place of the entry that named the voters in force, 0 where there is none.
     pub(super) fn voters_index(&self) -> Index {
         self.voters.last().map_or(Index(0), |(index, _)| *index)
@@ -156,19 +250,31 @@ impl Log {
 
     /// Whether the disk lacks something that has not been handed out yet.
     pub(super) fn has_unwritten(&self) -> bool {
-        self.truncate_from.is_some() || self.written < self.last_index()
+        self.rewrite || self.truncate_from.is_some() || self.written < self.last_index()
     }
 
-    /// Hands out what the disk lacks, as the write `ticket`: what to cut off, then what to add.
-    pub(super) fn take_unwritten(&mut self, ticket: u64) -> (Option<Index>, Vec<Entry>) {
-        let start = (self.written.0 - self.offset.0) as usize;
-        let entries = self.entries[start..].to_vec();
+    /// Hands out what the disk lacks, as the write `ticket`.
+    pub(super) fn take_unwritten(&mut self, ticket: u64) -> Unwritten {
+        let snapshot = self.snapshot.clone().filter(|_| self.rewrite);
+        let after = snapshot.as_ref().map_or(self.written, |new| new.index);
+        let entries = self.entries[(after.0 - self.offset.0) as usize..].to_vec();
+        let truncate_from = self.truncate_from.take().filter(|_| snapshot.is_none());
+        self.rewrite = false;
         self.written = self.last_index();
+        self.note_write(ticket);
+        Unwritten {
+            snapshot,
+            truncate_from,
+            entries,
+        }
+    }
+
+    /// The write `ticket` is handed out: once it is done, all that was handed out so far is safe.
+    pub(super) fn note_write(&mut self, ticket: u64) {
         self.outstanding.push_back(Outstanding {
             ticket,
             through: self.written,
         });
-        (self.truncate_from.take(), entries)
     }
 
     /// The writes up to `ticket` are on disk.
@@ -193,8 +299,18 @@ impl Log {
                 voters.push((entry.index, named.clone()));
             }
         }
-        assert_eq!(voters, self.voters, "the voters are not those of the log");
+        let before = self.voters.partition_point(|(at, _)| *at <= self.offset);
+        assert!(
+            before <= 1 && voters == self.voters[before..],
+            "the voters are not those of the log"
+        );
         assert!(self.offset <= self.persisted);
+        if let Some(snapshot) = &self.snapshot {
+            assert!(self.offset <= snapshot.index && snapshot.index <= self.persisted);
+            assert_eq!(self.term(snapshot.index), Some(snapshot.term));
+        } else {
+            assert_eq!(self.offset, Index(0));
+        }
         assert!(self.persisted <= self.written && self.written <= self.last_index());
         let mut through = self.persisted;
         for write in &self.outstanding {
@@ -203,6 +319,11 @@ impl Log {
         }
         assert_eq!(through, self.written, "an entry is in no write");
     }
+}
+
+/// Bytes that an entry takes, roughly.
+fn bytes_of(entry: &Entry) -> usize {
+    entry.payload.size() + ENTRY_OVERHEAD
 }
 
 /// Bytes that an entry takes beside its payload, roughly.

@@ -4,7 +4,7 @@
 //! safe to answer (`replication`), which reads are current (`reads`), who votes. It is Raft
 //! (Ongaro and Ousterhout, 2014) with these parts of Ongaro's thesis (2014): pre-vote (9.6),
 //! leader stickiness (4.2.3), voters changed one at a time (4.1), a leader's disk written while
-//! it sends (10.2.1), read index (6.4).
+//! it sends (10.2.1), read index (6.4), snapshots (5).
 //!
 //! Takes: messages, timeouts, the live members, finished writes, commands. Emits: [`Output`].
 //!
@@ -12,7 +12,8 @@
 //! committed entry is in the log of every later leader; no message leaves before the writes
 //! that it speaks of are on disk; all servers apply the same entries in the same order.
 //!
-//! Not here: what commands mean, which voters to choose, sockets, files, clocks, snapshots.
+//! Not here: what commands mean, what a snapshot contains and when one is made, which voters to
+//! choose, sockets, files, clocks.
 //!
 //! A server counts for a vote, or for a commit, where the *candidate's or leader's* log names it
 //! a voter; the asked server does not consult its own log about that (thesis, section 4.1): a
@@ -25,6 +26,7 @@ mod log;
 mod quorum;
 mod reads;
 mod replication;
+mod snapshots;
 #[cfg(test)]
 mod storms;
 #[cfg(test)]
@@ -35,11 +37,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::types::{Index, Rng, Server, Term, Time};
-pub use crate::wire::consensus::{Content, Entry, HardState, Message, Payload};
+pub use crate::wire::consensus::{Content, Entry, HardState, Message, Payload, Snapshot};
 
-use log::Log;
+use log::{Log, Unwritten};
 use reads::PendingRead;
 use replication::Progress;
+use snapshots::{Incoming, Installing};
 
 /// A term beyond any that a cluster reaches; a message from there is broken.
 const TERM_MAX: Term = Term(u64::MAX / 2);
@@ -66,6 +69,13 @@ pub struct Config {
     pub writes_max: usize,
     /// How many entries a server may lack and still be made a voter. Default 64.
     pub caught_up_entries: u64,
+    /// Bytes of entries that stay in memory though a snapshot contains them, for servers that
+    /// lag a little. Default 4 MiB.
+    pub retained_bytes: usize,
+    /// Bytes of a snapshot in one message. Default 256 KiB.
+    pub part_bytes: usize,
+    /// A part that is not answered is sent again after this. Default 2 s.
+    pub part_timeout: Duration,
 }
 
 impl Default for Config {
@@ -78,6 +88,9 @@ impl Default for Config {
             in_flight_max: 16,
             writes_max: 2,
             caught_up_entries: 64,
+            retained_bytes: 4 << 20,
+            part_bytes: 256 << 10,
+            part_timeout: Duration::from_secs(2),
         }
     }
 }
@@ -97,7 +110,8 @@ impl Config {
                 self.election_timeout_max,
             ));
         }
-        if self.entries_bytes_max == 0 || self.in_flight_max == 0 || self.writes_max == 0 {
+        let counts = [self.in_flight_max, self.writes_max];
+        if counts.contains(&0) || self.entries_bytes_max.min(self.part_bytes) == 0 {
             return Err(ConfigError::Zero);
         }
         Ok(())
@@ -116,7 +130,9 @@ pub enum ConfigError {
     #[error("consensus: election_timeout_min {0:?} must be below election_timeout_max {1:?}")]
     ElectionTimeout(Duration, Duration),
     /// Nothing would ever be sent or written.
-    #[error("consensus: entries_bytes_max, in_flight_max and writes_max must be above 0")]
+    #[error(
+        "consensus: entries_bytes_max, in_flight_max, writes_max and part_bytes must be above 0"
+    )]
     Zero,
 }
 
@@ -125,16 +141,22 @@ pub enum ConfigError {
 pub struct Recovered {
     /// The newest that was written.
     pub hard_state: HardState,
-    /// The log, from index 1 without gap.
+    /// What the log begins with.
+    pub snapshot: Option<Arc<Snapshot>>,
+    /// The log, from the entry after the snapshot (from index 1 where there is none) without gap.
     pub entries: Vec<Entry>,
 }
 
 /// To be written in the order of the fields, then one fsync, then
-/// [`Consensus::handle_persisted`]. A crash may leave any beginning of it on the disk.
+/// [`Consensus::handle_persisted`]. A crash may leave any beginning of it on the disk, but of
+/// one with a snapshot all or nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogWrite {
     /// Names the write; each is one more than the last.
     pub ticket: u64,
+    /// This write replaces everything that is on disk: a new log that begins with the snapshot,
+    /// has the hard state and continues with the entries.
+    pub snapshot: Option<Arc<Snapshot>>,
     /// Replaces the one on disk.
     pub hard_state: Option<HardState>,
     /// This entry and all after it are to be cut off.
@@ -158,6 +180,9 @@ pub enum Output {
     /// The entry is committed and on this server's disk: apply it. In order, without gap,
     /// each once in the life of the process.
     Apply(Entry),
+    /// This server's log now begins with the leader's snapshot, on disk already: its state takes
+    /// the place of what was applied. Entries after it follow.
+    Restore(Arc<Snapshot>),
     /// Leader: up to here entries are applied, committed and on the disks of min(4, n) of the
     /// n live members: they may be answered. Counted anew, from the first entry, in each reign.
     Durable(Index),
@@ -284,6 +309,13 @@ pub struct Consensus {
     failed_reads: VecDeque<ReadId>,
     next_read: u64,
 
+    /// Follower: a snapshot that comes from the leader.
+    incoming: Option<Incoming>,
+    /// Follower: a whole one that goes to the disk.
+    installing: Option<Installing>,
+    /// Follower: one that is on disk and has not been put out.
+    installed: Option<Arc<Snapshot>>,
+
     /// Messages with the write that each waits for.
     withheld: VecDeque<(u64, Server, Message)>,
     announced: (Term, Option<Server>),
@@ -303,6 +335,7 @@ impl Consensus {
         seed: u64,
         now: Time,
     ) -> Consensus {
+        let start = recovered.snapshot.as_ref().map_or(Index(0), |s| s.index);
         let mut consensus = Consensus {
             config,
             me,
@@ -313,7 +346,7 @@ impl Consensus {
             hard_state_ticket: 0,
             next_ticket: 1,
             persisted_ticket: 0,
-            log: Log::recovered(recovered.entries),
+            log: Log::recovered(recovered.snapshot, recovered.entries),
             role: Role::Follower,
             leader: None,
             leader_heard: None,
@@ -321,8 +354,8 @@ impl Consensus {
             ballots: BTreeSet::new(),
             heard: BTreeMap::new(),
             live: BTreeSet::new(),
-            commit: Index(0),
-            applied: Index(0),
+            commit: start,
+            applied: start,
             verified: Index(0),
             acknowledged: Index(0),
             round: 0,
@@ -334,6 +367,9 @@ impl Consensus {
             reads: VecDeque::new(),
             failed_reads: VecDeque::new(),
             next_read: 0,
+            incoming: None,
+            installing: None,
+            installed: None,
             withheld: VecDeque::new(),
             announced: (recovered.hard_state.term, None),
             dropped: 0,
@@ -401,6 +437,12 @@ impl Consensus {
             } => self.handle_vote(now, from, term, last_index, last_term),
             Content::VoteReply { granted } => self.handle_vote_reply(now, from, term, granted),
             content @ Content::Append { .. } => self.handle_append(now, from, term, content),
+            content @ Content::Snapshot { .. } => self.handle_snapshot(now, from, term, content),
+            Content::SnapshotReceived {
+                index,
+                offset,
+                round,
+            } => self.handle_snapshot_received(now, &from, term, index, offset, round),
             Content::Appended {
                 matched,
                 verified,
@@ -425,6 +467,7 @@ impl Consensus {
         }
         self.persisted_ticket = ticket;
         self.log.finish_writes(ticket);
+        self.finish_installing(ticket);
         match self.role {
             Role::Candidate => self.count_own_vote(now),
             Role::Leader => self.advance_commit(now),
@@ -443,7 +486,10 @@ impl Consensus {
             }
         } else if now >= self.election_deadline {
             self.leader = None;
-            if self.is_voter() {
+            if self.installing.is_some() {
+                // Its log is about to be another.
+                self.rearm_election(now);
+            } else if self.is_voter() {
                 self.start_pre_vote(now);
             }
         }
@@ -467,6 +513,7 @@ impl Consensus {
             .or_else(|| self.next_write())
             .or_else(|| self.next_withheld())
             .or_else(|| self.next_append())
+            .or_else(|| self.next_restore())
             .or_else(|| self.next_apply())
             .or_else(|| self.next_durable())
             .or_else(|| self.next_read_ready())
@@ -487,7 +534,13 @@ impl Consensus {
     }
 
     fn next_write(&mut self) -> Option<Output> {
-        if !self.hard_state_dirty && !self.log.has_unwritten() {
+        // While another log takes the place of this one, nothing more of it is written.
+        let install = self.installing.as_mut();
+        let is_wanted = match &install {
+            Some(installing) => installing.ticket.is_none(),
+            None => self.log.has_unwritten(),
+        };
+        if !self.hard_state_dirty && !is_wanted {
             return None;
         }
         if self.log.outstanding() >= self.config.writes_max {
@@ -495,17 +548,28 @@ impl Consensus {
         }
         let ticket = self.next_ticket;
         self.next_ticket += 1;
-        let hard_state = self.hard_state_dirty.then(|| HardState {
+        let unwritten = match install {
+            Some(installing) => {
+                self.log.note_write(ticket);
+                Unwritten {
+                    snapshot: installing.hand_out(ticket),
+                    ..Unwritten::default()
+                }
+            }
+            None => self.log.take_unwritten(ticket),
+        };
+        let replaces = unwritten.snapshot.is_some();
+        let hard_state = (self.hard_state_dirty || replaces).then(|| HardState {
             term: self.term,
             vote: self.vote.clone(),
         });
         self.hard_state_dirty = false;
-        let (truncate_from, entries) = self.log.take_unwritten(ticket);
         Some(Output::Persist(LogWrite {
             ticket,
+            snapshot: unwritten.snapshot,
             hard_state,
-            truncate_from,
-            entries,
+            truncate_from: unwritten.truncate_from,
+            entries: unwritten.entries,
         }))
     }
 
@@ -643,6 +707,13 @@ impl Consensus {
         self.log.get(index)
     }
 
+    /// The last entry in the snapshot that this server's log begins with, 0 without one.
+    pub fn snapshot_index(&self) -> Index {
+        self.log
+            .snapshot()
+            .map_or(Index(0), |snapshot| snapshot.index)
+    }
+
     /// Broken messages dropped, and messages given up because a write took too long.
     pub fn dropped(&self) -> u64 {
         self.dropped
@@ -661,7 +732,11 @@ impl Consensus {
         if self.role == Role::Leader {
             assert_eq!(self.leader.as_ref(), Some(&self.me));
             assert!(self.hard_state_is_persisted() && self.durable <= self.applied);
-            assert!(self.log.term(self.reign_start) == Some(self.term));
+            assert!(
+                self.reign_start <= self.log.offset()
+                    || self.log.term(self.reign_start) == Some(self.term)
+            );
+            assert!(self.installing.is_none());
             for progress in self.peers.values() {
                 progress.check_invariants(self.log.last_index(), self.config.in_flight_max);
             }

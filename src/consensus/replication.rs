@@ -4,12 +4,14 @@
 //! answer. Leaves to others: who leads (`election`), where entries lie (`log`).
 //!
 //! A server is either *probed*, one empty append at each heartbeat until the place is found where
-//! its log agrees, or *streamed* to, several appends at once. Nothing is resent by a timer of its
+//! its log agrees, or *streamed* to, several appends at once, or sent a snapshot (`snapshots`),
+//! where the entry that it needs next is not in memory any more. Nothing is resent by a timer of its
 //! own: a heartbeat names the entry before the next one, and a server that lacks it says so.
 
 use std::collections::VecDeque;
 
 use super::quorum::{copies, majority, reached_by};
+use super::snapshots::Transfer;
 use super::{Consensus, Content, Entry, Message, Output, Payload, Role};
 use crate::planted::{self, Bug};
 use crate::types::{Index, Server, Term, Time};
@@ -20,13 +22,15 @@ pub(super) struct Progress {
     /// Up to here the entries are the leader's and on that server's disk.
     matched: Index,
     /// The first entry that has not been sent.
-    next: Index,
+    pub(super) next: Index,
     /// Whether the server's log is known to reach `next`.
     streaming: bool,
     /// The last index of each append that has not been answered, rising.
     in_flight: VecDeque<Index>,
     /// An append is due even if it is empty.
     append_wanted: bool,
+    /// The snapshot that it gets before anything else.
+    pub(super) transfer: Option<Transfer>,
     /// When the server last answered in this term; at first, when it was added.
     pub(super) answered: Time,
     /// The newest round that it answered.
@@ -41,6 +45,7 @@ impl Progress {
             streaming: false,
             in_flight: VecDeque::new(),
             append_wanted: true,
+            transfer: None,
             answered: now,
             round: 0,
         }
@@ -58,7 +63,7 @@ impl Progress {
         self.append_wanted = true;
     }
 
-    fn has_answered(&mut self, now: Time, round: u64) {
+    pub(super) fn has_answered(&mut self, now: Time, round: u64) {
         self.answered = now;
         self.round = self.round.max(round);
     }
@@ -119,15 +124,27 @@ impl Consensus {
         if self.role != Role::Leader {
             return None;
         }
-        let last = self.log.last_index();
+        let (offset, last) = (self.log.offset(), self.log.last_index());
         let in_flight_max = self.config.in_flight_max;
         let has_room = |progress: &Progress| {
-            progress.streaming && progress.next <= last && progress.in_flight.len() < in_flight_max
+            let is_there = offset < progress.next && progress.next <= last;
+            progress.streaming && is_there && progress.in_flight.len() < in_flight_max
         };
         let (to, progress) = self
             .peers
             .iter_mut()
             .find(|(_, progress)| progress.append_wanted || has_room(progress))?;
+        let (to, term, round) = (to.clone(), self.term, self.round);
+        self.round_unsent = false;
+        if progress.next <= offset
+            && let Some(newest) = self.log.snapshot()
+        {
+            progress.append_wanted = false;
+            let part_bytes = self.config.part_bytes;
+            let content = Self::snapshot_for(progress, newest, part_bytes, round);
+            let message = Message { term, content };
+            return Some(Output::Send { to, message });
+        }
         let previous_index = Index(progress.next.0 - 1);
         let mut entries = Vec::new();
         if has_room(progress) {
@@ -136,20 +153,15 @@ impl Consensus {
             progress.in_flight.push_back(Index(progress.next.0 - 1));
         }
         progress.append_wanted = false;
-        self.round_unsent = false;
-        Some(Output::Send {
-            to: to.clone(),
-            message: Message {
-                term: self.term,
-                content: Content::Append {
-                    previous_index,
-                    previous_term: self.log.term(previous_index).unwrap_or_default(),
-                    entries,
-                    commit: self.commit,
-                    round: self.round,
-                },
-            },
-        })
+        let content = Content::Append {
+            previous_index,
+            previous_term: self.log.term(previous_index).unwrap_or_default(),
+            entries,
+            commit: self.commit,
+            round,
+        };
+        let message = Message { term, content };
+        Some(Output::Send { to, message })
     }
 
     pub(super) fn handle_appended(
@@ -176,6 +188,9 @@ impl Consensus {
         progress.matched = progress.matched.max(matched);
         if verified.0 + 1 >= progress.next.0 {
             progress.streaming = true;
+        }
+        if verified >= self.log.offset() {
+            progress.transfer = None;
         }
         progress.next = Index(progress.next.0.max(verified.0 + 1));
         while progress
@@ -211,12 +226,15 @@ impl Consensus {
             return;
         }
         let bound = hint.0.min(Index(previous_index.0 - 1));
-        let (place, _) = self.log.last_at_most(bound, hint.1);
+        let place = match bound < self.log.offset() {
+            true => bound,
+            false => self.log.last_at_most(bound, hint.1).0,
+        };
         progress.probe(place);
     }
 
     /// Whether an answer of `term` is one to this server's reign. A newer term ends it.
-    fn is_answer_to_leader(&mut self, now: Time, term: Term) -> bool {
+    pub(super) fn is_answer_to_leader(&mut self, now: Time, term: Term) -> bool {
         if term > self.term {
             self.enter_term(now, term);
         }
@@ -294,24 +312,15 @@ impl Consensus {
             self.dropped += 1;
             return;
         }
-        if term < self.term {
-            // The old leader learns from it that its reign is over.
-            self.reject(from, previous_index, Index(0));
+        if !self.accept_leader(now, &from, term, previous_index, round) {
             return;
         }
-        if term > self.term {
-            self.enter_term(now, term);
-        }
-        // Two leaders in one term cannot be: one of them is a forger.
-        if self.role == Role::Leader || self.leader.as_ref().is_some_and(|known| *known != from) {
-            self.dropped += 1;
+        if self.installing.is_some() {
             return;
         }
-        self.become_follower(now, Some(from.clone()));
-        self.leader_heard = Some(now);
-        self.rearm_election(now);
-        self.round = self.round.max(round);
-        if self.log.term(previous_index) != Some(previous_term) {
+        // What is not in memory any more is committed, so that it is the leader's.
+        let is_gone = previous_index < self.log.offset();
+        if !is_gone && self.log.term(previous_index) != Some(previous_term) {
             let (bound, _) = self.log.last_at_most(previous_index, previous_term);
             self.reject(from, previous_index, bound);
             return;
@@ -326,10 +335,41 @@ impl Consensus {
         self.acknowledge(from);
     }
 
+    /// Follows `from` as the leader of `term`, which it says to be with a message about the place
+    /// `index`. False where it is not; an old leader is told so.
+    pub(super) fn accept_leader(
+        &mut self,
+        now: Time,
+        from: &Server,
+        term: Term,
+        index: Index,
+        round: u64,
+    ) -> bool {
+        if term < self.term {
+            // The old leader learns from it that its reign is over.
+            self.reject(from.clone(), index, Index(0));
+            return false;
+        }
+        if term > self.term {
+            self.enter_term(now, term);
+        }
+        // Two leaders in one term cannot be: one of them is a forger.
+        if self.role == Role::Leader || self.leader.as_ref().is_some_and(|known| known != from) {
+            self.dropped += 1;
+            return false;
+        }
+        self.become_follower(now, Some(from.clone()));
+        self.leader_heard = Some(now);
+        self.rearm_election(now);
+        self.round = self.round.max(round);
+        true
+    }
+
     /// Adds what is new; where an entry contradicts, it and all after it go. Refuses to cut
     /// off what is committed or came from this very leader: no leader asks for that.
     fn take_entries(&mut self, entries: Vec<Entry>) -> bool {
-        for entry in entries {
+        let offset = self.log.offset();
+        for entry in entries.into_iter().filter(|entry| entry.index > offset) {
             match self.log.term(entry.index) {
                 Some(term) if term == entry.term => continue,
                 Some(_) if entry.index <= self.commit.max(self.verified) => return false,
@@ -356,7 +396,7 @@ impl Consensus {
     }
 
     /// Tells the leader at once that it was heard, and of what is on disk by now.
-    fn acknowledge(&mut self, leader: Server) {
+    pub(super) fn acknowledge(&mut self, leader: Server) {
         self.acknowledged = match planted::is(Bug::AckBeforeFsync) {
             true => self.verified,
             false => self.verified.min(self.log.persisted()),

@@ -98,6 +98,11 @@ fn storm(seed: u64, rounds: usize, trace: bool) -> Cluster {
         config.writes_max = 1 + (seed % 7) as usize;
         config.caught_up_entries = 4;
     }
+    if seed % 2 == 1 {
+        config.retained_bytes = [0, 200][seed as usize / 2 % 2];
+        config.part_bytes = 1 + (seed % 100) as usize;
+        config.part_timeout = ms(300);
+    }
     let mut cluster = Cluster::with(config, count, seed);
     cluster.trace = trace.then(String::new);
     cluster.run(ms(100));
@@ -115,6 +120,9 @@ fn storm(seed: u64, rounds: usize, trace: bool) -> Cluster {
                 }
                 if cluster.rng.chance(30) {
                     cluster.read(slot);
+                }
+                if seed % 2 == 1 && cluster.rng.chance(5) {
+                    cluster.compact(slot);
                 }
             }
             cluster.run(Duration::from_micros(250 * length));
@@ -191,21 +199,23 @@ fn nothing_breaks_in_random_storms() {
         return;
     }
     let seeds: u64 = std::env::var("CONSENSUS_SEEDS").map_or(600, |n| n.parse().unwrap());
-    let (mut chosen, mut reads, mut voters) = (0_u64, 0_u64, 0_u64);
+    let (mut chosen, mut reads, mut voters, mut restored) = (0_u64, 0_u64, 0_u64, 0_u64);
     for seed in 0..seeds {
         let cluster = named_storm(seed);
         chosen += cluster.chosen.len() as u64;
         reads += cluster.reads_ready;
+        restored += cluster.restored;
         let is_change = |entry: &Entry| matches!(entry.payload, Payload::Voters(_));
         voters += cluster.chosen.iter().filter(|(e, _)| is_change(e)).count() as u64;
     }
-    println!("{seeds} storms: {chosen} entries, {reads} reads, {voters} changes of voters");
+    let happened = format!(
+        "{seeds} storms: {chosen} entries, {reads} reads, {voters} changes of voters, \
+         {restored} snapshots restored"
+    );
+    println!("{happened}");
     // A storm in which nothing happens shows nothing.
     let enough = chosen > 100 * seeds && reads > 20 * seeds && voters > 3 * seeds;
-    assert!(
-        enough,
-        "{chosen} entries, {reads} reads, {voters} changes in {seeds} storms"
-    );
+    assert!(enough && 2 * restored > seeds, "{happened}");
 }
 
 #[test]

@@ -98,7 +98,7 @@ impl DataDirectory {
         // Last, so that a directory with a format has an identity and a log.
         if !path.join("format").exists() {
             super::journal::create(path)?;
-            replace_file(&path.join("format"), FORMAT.as_bytes())?;
+            replace_file(&path.join("format"), &[FORMAT.as_bytes()])?;
         }
         Ok(directory)
     }
@@ -143,7 +143,7 @@ impl DataDirectory {
 
     /// Says where the node listens while it runs, for clients on this machine.
     pub fn set_address(&self, addr: SocketAddr) -> Result<(), DiskError> {
-        replace_file(&self.path.join(ADDRESS), addr.to_string().as_bytes())
+        replace_file(&self.path.join(ADDRESS), &[addr.to_string().as_bytes()])
     }
 
     fn save(&self) -> Result<(), DiskError> {
@@ -159,7 +159,7 @@ impl DataDirectory {
         };
         let mut text = serde_json::to_string_pretty(&record).expect("plain data");
         text.push('\n');
-        replace_file(&self.path.join("identity.json"), text.as_bytes())
+        replace_file(&self.path.join("identity.json"), &[text.as_bytes()])
     }
 }
 

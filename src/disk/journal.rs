@@ -11,18 +11,21 @@
 //! with a whole one after it is no torn write but damage, and is never cut off: this
 //! server may have voted or acknowledged on what would be lost.
 //!
+//! A write with a snapshot makes a new file that takes the old one's place: its first frame
+//! has the snapshot, the hard state and the entries that follow.
+//!
 //! Decides: how log writes become durable and how they are found again. Leaves to
-//! others: what is in the log. Deliberately not here: rewriting the file to drop what
-//! was cut off (it comes with snapshots).
+//! others: what is in the log, and when it is replaced.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::{DiskError, at, replace_file};
-use crate::consensus::{LogWrite, Recovered};
+use crate::consensus::{LogWrite, Recovered, Snapshot};
 use crate::types::Index;
 use crate::wire::consensus::{Entry, HardState};
 
@@ -41,6 +44,8 @@ enum Record {
     Truncate(Index),
     /// Comes after what is then the last.
     Entry(Entry),
+    /// The log begins with it.
+    Snapshot(Arc<Snapshot>),
 }
 
 /// The log file, open for appending.
@@ -68,11 +73,9 @@ impl Journal {
             return Err(damaged(&path, 0, "the file is missing"));
         }
         create(directory)?;
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(&path)
-            .map_err(at("open", &path))?;
+        // Of a replacement that a crash interrupted.
+        let _ = std::fs::remove_file(path.with_extension("new"));
+        let file = open(&path)?;
         let size = file.metadata().map_err(at("read", &path))?.len();
         let mut reader = Frames::new(&path, &file, size)?;
         let mut recovered = Recovered::default();
@@ -111,8 +114,35 @@ impl Journal {
             });
         }
         self.failed = true;
+        let end = match write.snapshot {
+            Some(_) => HEADER.len() as u64,
+            None => self.end,
+        };
+        self.fill(write, end)?;
+        match write.snapshot {
+            Some(_) => self.replace()?,
+            None => self
+                .file
+                .seek(SeekFrom::Start(end))
+                .and_then(|_| self.file.write_all(&self.buffer))
+                .and_then(|()| self.file.sync_data())
+                .map_err(at("write", &self.path))?,
+        }
+        self.end = end + self.buffer.len() as u64;
+        self.failed = false;
+        if self.buffer.capacity() > BUFFER_MAX {
+            self.buffer = Vec::new();
+        }
+        Ok(())
+    }
+
+    /// Makes the buffer a frame with the records of `write`, to stand at `offset`.
+    fn fill(&mut self, write: &LogWrite, offset: u64) -> Result<(), DiskError> {
         self.buffer.clear();
         self.buffer.resize(FRAME_HEADER, 0);
+        if let Some(snapshot) = &write.snapshot {
+            self.add(&Record::Snapshot(snapshot.clone()));
+        }
         if let Some(state) = &write.hard_state {
             self.add(&Record::HardState(state.clone()));
         }
@@ -127,20 +157,17 @@ impl Journal {
             path: self.path.clone(),
             problem: "a log write of more than 4 GiB".into(),
         })?;
-        let crc = checksum(self.end, payload);
+        let crc = checksum(offset, payload);
         self.buffer[..4].copy_from_slice(&MAGIC);
         self.buffer[4..8].copy_from_slice(&length.to_le_bytes());
         self.buffer[8..12].copy_from_slice(&crc.to_le_bytes());
-        self.file
-            .seek(SeekFrom::Start(self.end))
-            .and_then(|_| self.file.write_all(&self.buffer))
-            .and_then(|()| self.file.sync_data())
-            .map_err(at("write", &self.path))?;
-        self.end += self.buffer.len() as u64;
-        self.failed = false;
-        if self.buffer.capacity() > BUFFER_MAX {
-            self.buffer = Vec::new();
-        }
+        Ok(())
+    }
+
+    /// Puts a new file, with the frame in the buffer as its first, in the place of the old one.
+    fn replace(&mut self) -> Result<(), DiskError> {
+        replace_file(&self.path, &[&HEADER, &self.buffer])?;
+        self.file = open(&self.path)?;
         Ok(())
     }
 
@@ -157,12 +184,18 @@ impl Journal {
     }
 }
 
+fn open(path: &Path) -> Result<File, DiskError> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true);
+    options.open(path).map_err(at("open", path))
+}
+
 /// Makes an empty log in `directory` where there is none.
 pub(super) fn create(directory: &Path) -> Result<(), DiskError> {
     let path = directory.join("log");
     match path.exists() {
         true => Ok(()),
-        false => replace_file(&path, &HEADER),
+        false => replace_file(&path, &[&HEADER]),
     }
 }
 
@@ -197,14 +230,19 @@ fn replay(mut payload: &[u8], recovered: &mut Recovered) -> Result<(), String> {
         let (record, rest) = rest.split_at(length);
         payload = rest;
         let entries = &mut recovered.entries;
-        match crate::wire::decode(record).map_err(|error| error.to_string())? {
+        let first = recovered.snapshot.as_ref().map_or(1, |s| s.index.0 + 1);
+        match crate::wire::decode_large(record).map_err(|error| error.to_string())? {
             Record::HardState(state) => recovered.hard_state = state,
-            Record::Truncate(index) => entries.truncate(index.0.saturating_sub(1) as usize),
-            Record::Entry(entry) if entry.index.0 == entries.len() as u64 + 1 => {
+            Record::Truncate(index) => entries.truncate(index.0.saturating_sub(first) as usize),
+            Record::Entry(entry) if entry.index.0 == entries.len() as u64 + first => {
                 entries.push(entry);
             }
+            Record::Snapshot(snapshot) => {
+                entries.clear();
+                recovered.snapshot = Some(snapshot);
+            }
             Record::Entry(entry) => {
-                let (found, wanted) = (entry.index.0, entries.len() + 1);
+                let (found, wanted) = (entry.index.0, entries.len() as u64 + first);
                 return Err(format!("entry {found} where {wanted} was due"));
             }
         }

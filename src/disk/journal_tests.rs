@@ -30,12 +30,14 @@ fn state(term: u64) -> HardState {
 fn story() -> Vec<(LogWrite, Recovered)> {
     let write = |hard_state, truncate_from: Option<u64>, entries| LogWrite {
         ticket: 0,
+        snapshot: None,
         hard_state,
         truncate_from: truncate_from.map(Index),
         entries,
     };
     let all = |hard_state, entries| Recovered {
         hard_state,
+        snapshot: None,
         entries,
     };
     vec![
@@ -113,6 +115,7 @@ fn a_log_cut_at_any_byte_gives_back_the_whole_writes_before_it() {
         };
         let write = LogWrite {
             ticket: 0,
+            snapshot: None,
             hard_state: Some(state(9)),
             truncate_from: None,
             entries: vec![],
@@ -166,6 +169,7 @@ fn entries_with_a_gap_are_an_error() {
     let (mut journal, _) = open(at.path());
     let write = LogWrite {
         ticket: 0,
+        snapshot: None,
         hard_state: None,
         truncate_from: None,
         entries: vec![entry(1, 2)],
@@ -187,6 +191,76 @@ fn a_log_that_was_taken_away_is_an_error() {
     assert!(error.contains("the file is missing"), "{error}");
 }
 
+fn snapshot(index: u64) -> Option<Arc<Snapshot>> {
+    Some(Arc::new(Snapshot {
+        index: Index(index),
+        term: Term(3),
+        voters: vec![],
+        state: vec![index as u8; 100].into(),
+    }))
+}
+
+#[test]
+fn a_snapshot_takes_the_place_of_all_before_it() {
+    let at = folder();
+    written(at.path());
+    let write = |snapshot, hard_state, truncate_from: Option<u64>, entries| LogWrite {
+        ticket: 0,
+        snapshot,
+        hard_state,
+        truncate_from: truncate_from.map(Index),
+        entries,
+    };
+    let all = |term, index, entries| Recovered {
+        hard_state: state(term),
+        snapshot: snapshot(index),
+        entries,
+    };
+    let steps = [
+        (
+            write(snapshot(9), Some(state(6)), None, vec![entry(6, 10)]),
+            all(6, 9, vec![entry(6, 10)]),
+        ),
+        (
+            write(None, None, None, vec![entry(6, 11)]),
+            all(6, 9, vec![entry(6, 10), entry(6, 11)]),
+        ),
+        (
+            write(None, Some(state(7)), Some(11), vec![entry(7, 11)]),
+            all(7, 9, vec![entry(6, 10), entry(7, 11)]),
+        ),
+        (
+            write(snapshot(20), Some(state(8)), None, vec![]),
+            all(8, 20, vec![]),
+        ),
+        (
+            write(None, None, None, vec![entry(8, 21)]),
+            all(8, 20, vec![entry(8, 21)]),
+        ),
+    ];
+    let (mut journal, _) = open(at.path());
+    for (number, (write, wanted)) in steps.into_iter().enumerate() {
+        journal.append(&write).expect("appended");
+        if number % 2 == 1 {
+            drop(journal);
+            // What an interrupted replacement leaves behind is no part of the log.
+            fs::write(at.path().join("log.new"), b"half").expect("written");
+            let (opened, found) = open(at.path());
+            assert_eq!(found, wanted, "after step {number}");
+            assert!(!at.path().join("log.new").exists());
+            journal = opened;
+        }
+    }
+    drop(journal);
+    let size = fs::metadata(at.path().join("log")).expect("there").len();
+    assert!(size < 700, "{size} bytes: the old log is still there");
+}
+
+fn last(recovered: &Recovered) -> u64 {
+    let snapshot = recovered.snapshot.as_ref().map_or(0, |s| s.index.0);
+    snapshot + recovered.entries.len() as u64
+}
+
 /// Runs in a child process that the next test kills.
 #[test]
 fn child_that_appends() {
@@ -194,16 +268,21 @@ fn child_that_appends() {
         return;
     };
     let (mut journal, recovered) = open(Path::new(&at));
-    let mut index = recovered.entries.len() as u64;
+    let mut index = last(&recovered);
     loop {
         let entries: Vec<Entry> = (1..=index % 7 + 1).map(|i| entry(3, index + i)).collect();
         index += entries.len() as u64;
-        let write = LogWrite {
+        let mut write = LogWrite {
             ticket: 0,
+            snapshot: None,
             hard_state: Some(state(index)),
             truncate_from: None,
             entries,
         };
+        if index.is_multiple_of(5) {
+            write.snapshot = snapshot(index);
+            write.entries.clear();
+        }
         journal.append(&write).expect("appended");
         println!("stored {index}");
     }
@@ -224,10 +303,11 @@ fn what_was_appended_before_a_kill_is_there() {
             .max()
             .expect("something was stored");
         let (_, recovered) = open(at.path());
-        let last = recovered.entries.len() as u64;
+        let last = last(&recovered);
         assert!(last >= told, "{last} entries, {told} were told");
         assert_eq!(recovered.hard_state, state(last));
-        for (entry_found, index) in recovered.entries.iter().zip(1..) {
+        let first = last - recovered.entries.len() as u64 + 1;
+        for (entry_found, index) in recovered.entries.iter().zip(first..) {
             assert_eq!(*entry_found, entry(3, index));
         }
     }

@@ -102,10 +102,11 @@ fn sync_directory(directory: &Path) -> Result<(), DiskError> {
 }
 
 /// Replaces the file `path` by `bytes`, so that after a crash it is the old or the new one.
-fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), DiskError> {
+fn replace_file(path: &Path, parts: &[&[u8]]) -> Result<(), DiskError> {
     let temporary = path.with_extension("new");
     let mut file = File::create(&temporary).map_err(at("create", &temporary))?;
-    file.write_all(bytes)
+    let written = parts.iter().try_for_each(|part| file.write_all(part));
+    written
         .and_then(|()| file.sync_all())
         .map_err(at("write", &temporary))?;
     std::fs::rename(&temporary, path).map_err(at("rename to", path))?;

@@ -29,6 +29,9 @@ pub struct Start {
     pub held: Vec<BlobId>,
     /// Seed of this core's randomness.
     pub seed: u64,
+    /// Bytes of the log after which a snapshot takes its place. More: a longer start; fewer: the
+    /// state is written more often.
+    pub snapshot_bytes: usize,
 }
 
 /// Why a model was not loaded.

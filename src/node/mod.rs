@@ -65,9 +65,26 @@ pub struct Node {
     gateway: Gateway,
     leading: Option<Leading>,
     report_at: Time,
+    /// See [`Start::snapshot_bytes`].
+    snapshot_bytes: usize,
     outputs: VecDeque<Output>,
     /// Messages of this node to itself.
     local: VecDeque<PeerMessage>,
+}
+
+/// The state in a snapshot.
+///
+/// *Panics* where it is none: it came from this node's disk or its leader, and a node that
+/// went on without it would contradict all others.
+fn restored(snapshot: &consensus::Snapshot) -> State {
+    match State::decode(&snapshot.state) {
+        Ok(state) => state,
+        Err(error) => panic!(
+            "the snapshot of entry {} cannot be read ({error}): move this node's data \
+             directory away and let it join anew",
+            snapshot.index.0
+        ),
+    }
 }
 
 /// `leave` was asked for.
@@ -81,14 +98,27 @@ impl Node {
     /// A node as it starts, before it has joined.
     pub fn new(start: Start, now: Time) -> Node {
         let mut seeds = crate::types::Rng::new(start.seed);
-        let config = consensus::Config::default();
+        let config = consensus::Config {
+            retained_bytes: start.snapshot_bytes / 4,
+            ..consensus::Config::default()
+        };
         // Whatever this disk's log may still commit is of no higher term.
         let last = start
             .recovered
             .entries
             .last()
             .map_or(Term(0), |entry| entry.term);
+        let snapshot = start.recovered.snapshot.as_ref();
+        let last = last.max(snapshot.map_or(Term(0), |snapshot| snapshot.term));
         let guard = start.recovered.hard_state.term.max(last);
+        let state = snapshot.map_or_else(State::default, |snapshot| restored(snapshot));
+        let mut replica = Replica::new(start.me.clone(), start.held, guard);
+        // What the snapshot's catalog does not name with this node may be named by a later entry.
+        let orphans = replica.handle_applied(state.term, &state.catalog);
+        let outputs = match orphans.is_empty() {
+            true => VecDeque::new(),
+            false => [Output::Remove(orphans)].into(),
+        };
         Node {
             consensus: Consensus::new(
                 config,
@@ -97,19 +127,20 @@ impl Node {
                 seeds.next_u64(),
                 now,
             ),
-            state: State::default(),
+            state,
             view: View::default(),
             joined: None,
             joining: Vec::new(),
             join_waits: None,
             leaving: None,
-            replica: Replica::new(start.me.clone(), start.held, guard),
+            replica,
             worker: Worker::new(start.me.node.clone(), now),
             loader: Loader::default(),
             gateway: Gateway::new(now),
             leading: None,
             report_at: now,
-            outputs: VecDeque::new(),
+            snapshot_bytes: start.snapshot_bytes,
+            outputs,
             local: VecDeque::new(),
             me: start.me,
             wall: (now, start.wall),
@@ -286,6 +317,17 @@ impl Node {
         }
         self.lead();
         self.go_if_handed_over();
+        self.compact();
+    }
+
+    /// Puts a snapshot in the place of a log that has grown large. Twice the state: then all
+    /// snapshots together are written no faster than the log.
+    fn compact(&mut self) {
+        let (log, state) = self.consensus.log_bytes();
+        if log >= self.snapshot_bytes.max(2 * state) {
+            self.consensus
+                .compact(self.state.applied, self.state.encode());
+        }
     }
 
     fn handle_joined(&mut self, member: Member, cluster: ClusterId, formed: bool) {
@@ -407,6 +449,13 @@ impl Node {
                 let orphans = self.replica.handle_applied(entry.term, &self.state.catalog);
                 self.remove(orphans);
                 self.handle_applied(&entry, outcome);
+            }
+            consensus::Output::Restore(snapshot) => {
+                self.state = restored(&snapshot);
+                let orphans = self
+                    .replica
+                    .handle_applied(snapshot.term, &self.state.catalog);
+                self.remove(orphans);
             }
             consensus::Output::Durable(index) => self.handle_durable(index),
             consensus::Output::ReadReady { id } => self.handle_read_ready(id),

@@ -5,11 +5,15 @@
 //! may be proposed (the leader's parts), and how entries get here (`consensus`).
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
 
 use crate::consensus::{Entry, Payload};
 use crate::schedule::jobs::{INPUTS_MAX, Jobs, MODELS_MAX, UNFINISHED_MAX};
 use crate::store::catalog::{Applied, Catalog, VersionRecord};
 use crate::types::{BlobId, FileName, Index, JobId, RequestId, Term, Version};
+use crate::wire::WireError;
 use crate::wire::client::Refusal;
 use crate::wire::peer::{Change, Command};
 use crate::wire::schedule::{Input, JobCommand};
@@ -20,7 +24,7 @@ use crate::wire::store::CatalogCommand;
 const ANSWERS_MAX: usize = 100_000;
 
 /// What an applied command came to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
     /// Of a put: each file's bytes and version.
     Put(Vec<(FileName, BlobId, Version)>),
@@ -45,7 +49,7 @@ impl Outcome {
 }
 
 /// Catalog, jobs and the answers to repeated requests.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct State {
     /// Files.
     pub catalog: Catalog,
@@ -61,6 +65,16 @@ pub struct State {
 }
 
 impl State {
+    /// As it stands in a snapshot.
+    pub fn encode(&self) -> Arc<[u8]> {
+        crate::wire::encode(self).into()
+    }
+
+    /// The state in a snapshot.
+    pub fn decode(bytes: &[u8]) -> Result<State, WireError> {
+        crate::wire::decode_large(bytes)
+    }
+
     /// Applies the next entry; the outcome where it was a command, with the client's request.
     pub fn apply(&mut self, entry: &Entry) -> Option<(Option<RequestId>, Outcome)> {
         self.applied = entry.index;

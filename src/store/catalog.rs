@@ -6,6 +6,9 @@
 //! may be named (`uploads`), which copies to add or remove (`repair`), and when a pin is
 //! set (the jobs).
 
+#[path = "catalog_form.rs"]
+mod form;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::names::{Pattern, compare_natural};

@@ -113,6 +113,9 @@ pub(crate) struct Shared {
     cluster: RwLock<Option<ClusterId>>,
 }
 
+/// Bytes of the log after which a snapshot takes its place: read back in well under a second.
+const SNAPSHOT_BYTES: usize = 16 << 20;
+
 /// What a node is started with.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -295,6 +298,7 @@ pub fn start(
         recovered,
         held,
         seed,
+        snapshot_bytes: SNAPSHOT_BYTES,
     };
     let node = Node::new(start, clock.now());
     let membership = {

@@ -18,7 +18,7 @@ pub enum Payload {
     /// The voters from here on, sorted and without repeats.
     Voters(Vec<Server>),
     /// A command to the state machines, opaque to consensus.
-    Command(Arc<[u8]>),
+    Command(#[serde(with = "super::bytes")] Arc<[u8]>),
 }
 
 impl Payload {
@@ -41,6 +41,32 @@ pub struct Entry {
     pub index: Index,
     /// What it holds.
     pub payload: Payload,
+}
+
+/// The applied state up to an entry, in place of that entry and all before it (Raft, section 7).
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// The last entry that is in it.
+    pub index: Index,
+    /// Term of that entry.
+    pub term: Term,
+    /// The voters in force there, sorted.
+    pub voters: Vec<Server>,
+    /// The state machines, opaque to consensus.
+    #[serde(with = "super::bytes")]
+    pub state: Arc<[u8]>,
+}
+
+impl std::fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Snapshot { index, term, .. } = self;
+        let bytes = self.state.len();
+        write!(
+            f,
+            "Snapshot({index:?}, {term:?}, {:?}, {bytes} bytes)",
+            self.voters
+        )
+    }
 }
 
 /// What a server promises and must not forget: on disk before any message that shows it.
@@ -109,6 +135,34 @@ pub enum Content {
         matched: Index,
         /// Up to here the entries are the leader's; a crash may still lose some.
         verified: Index,
+        /// The newest round seen in this term.
+        round: u64,
+    },
+    /// A part of the leader's snapshot, or none: then a probe. For a server that lacks entries
+    /// which the leader has no more (Raft, section 7).
+    Snapshot {
+        /// The last entry that is in it.
+        index: Index,
+        /// Term of that entry.
+        last_term: Term,
+        /// The voters in force there.
+        voters: Vec<Server>,
+        /// Length of the whole state, in bytes.
+        bytes: u64,
+        /// Where the part begins.
+        offset: u64,
+        /// Bytes of the state.
+        #[serde(with = "super::bytes")]
+        part: Arc<[u8]>,
+        /// The leader's newest round of confirmation.
+        round: u64,
+    },
+    /// How much of a snapshot has come; where all of it has, it is on its way to the disk.
+    SnapshotReceived {
+        /// The last entry that is in it.
+        index: Index,
+        /// Bytes that have come, from the first on.
+        offset: u64,
         /// The newest round seen in this term.
         round: u64,
     },

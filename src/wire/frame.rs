@@ -9,11 +9,13 @@ use serde::de::DeserializeOwned;
 use super::datagram::Datagram;
 
 /// First byte of every datagram and part of every [`super::peer::Hello`]; raised when the format changes.
-pub const PROTOCOL_VERSION: u8 = 2;
+pub const PROTOCOL_VERSION: u8 = 3;
 /// Largest UDP payload, in bytes: fits every path with an MTU of 1,280.
 pub const DATAGRAM_MAX: usize = 1200;
 /// Largest frame payload, in bytes; a longer one ends the connection.
 pub const FRAME_MAX: usize = 16 << 20;
+/// Largest value in [`decode_large`], in bytes.
+const LARGE_MAX: usize = 4 << 30;
 /// Largest chunk of file bytes in one frame, in bytes.
 pub const CHUNK_MAX: usize = 256 << 10;
 
@@ -70,6 +72,17 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WireError> {
             "{} bytes left over",
             bytes.len() - used
         ))),
+        Err(error) => Err(WireError::Malformed(error.to_string())),
+    }
+}
+
+/// The value in `bytes`, which come from this node's own disk or piece by piece from its leader,
+/// and may be more than a frame holds.
+pub fn decode_large<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WireError> {
+    let codec = codec().with_limit::<LARGE_MAX>();
+    match bincode::serde::decode_from_slice(bytes, codec) {
+        Ok((value, used)) if used == bytes.len() => Ok(value),
+        Ok(_) => Err(WireError::Malformed("bytes left over".into())),
         Err(error) => Err(WireError::Malformed(error.to_string())),
     }
 }

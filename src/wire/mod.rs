@@ -11,6 +11,7 @@
 //!
 //! UDP: one byte of protocol version, then the datagram; at most [`DATAGRAM_MAX`] bytes.
 
+mod bytes;
 pub mod client;
 pub mod consensus;
 pub mod datagram;
@@ -21,5 +22,6 @@ pub mod store;
 
 pub use frame::{
     CHUNK_MAX, DATAGRAM_MAX, FRAME_MAX, Frame, PROTOCOL_VERSION, WireError, decode,
-    decode_datagram, encode, encode_datagram, read_frame, read_message, write_chunk, write_message,
+    decode_datagram, decode_large, encode, encode_datagram, read_frame, read_message, write_chunk,
+    write_message,
 };

@@ -75,7 +75,8 @@ impl Sim {
     }
 
     fn unreplicated(&self, leader: HostId) -> Option<(&'static str, String)> {
-        let last = self.hosts[leader].process()?.node.consensus().last_index();
+        let leading = &self.hosts[leader].process()?.node;
+        let (last, state) = (leading.consensus().last_index(), leading.state());
         for id in 0..self.nodes {
             let node = &self.hosts[id].process()?.node;
             if node.state().applied != last {
@@ -84,6 +85,10 @@ impl Sim {
                     "P10",
                     format!("node-{id} has applied {applied} of {}", last.0),
                 ));
+            }
+            if node.state().encode() != state.encode() {
+                let what = format!("node-{id} and the coordinator have two states at one entry");
+                return Some(("P10", what));
             }
         }
         None

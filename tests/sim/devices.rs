@@ -65,6 +65,9 @@ impl Sim {
     pub fn write_log(&mut self, id: HostId, write: LogWrite) {
         self.trace
             .note(self.now, id, "persist", || format!("{write:?}"));
+        if write.snapshot.is_some() {
+            self.count("snapshots written");
+        }
         let ticket = write.ticket;
         self.hosts[id].disk.write_log(write);
         let (delay, now) = (self.sync_delay(), self.now);

@@ -2,7 +2,7 @@
 //!
 //! Decides: which writes survive which fault. Unsynced log writes are lost from some point
 //! on, the order kept (the last one that survives is whole: a torn record fails its checksum,
-//! which is the same as a lost one). A blob that is not synced is gone after a crash, or there
+//! which is the same as a lost one); one with a snapshot is there whole or not at all. A blob that is not synced is gone after a crash, or there
 //! whole: it is renamed into place before its directory is synced. Leaves to others: how long
 //! a sync takes.
 
@@ -11,8 +11,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use dlc::consensus::{LogWrite, Recovered};
-use dlc::types::{BlobId, ClusterId, Digest, Incarnation, Index, Rng, StorageId};
-use dlc::wire::consensus::{Entry, HardState};
+use dlc::types::{BlobId, ClusterId, Digest, Incarnation, Index, Rng, StorageId, Term};
+use dlc::wire::consensus::{Entry, HardState, Snapshot};
 
 /// Bytes of one blob and whether they are synced.
 #[derive(Clone, Debug)]
@@ -37,6 +37,7 @@ pub struct Disk {
     /// Where the members were.
     pub members: Vec<SocketAddr>,
     hard_state: HardState,
+    snapshot: Option<Arc<Snapshot>>,
     entries: Vec<Entry>,
     unsynced: VecDeque<LogWrite>,
     blobs: BTreeMap<BlobId, Held>,
@@ -51,6 +52,7 @@ impl Disk {
             cluster: None,
             members: Vec::new(),
             hard_state: HardState::default(),
+            snapshot: None,
             entries: Vec::new(),
             unsynced: VecDeque::new(),
             blobs: BTreeMap::new(),
@@ -78,6 +80,10 @@ impl Disk {
         if let Some(hard_state) = write.hard_state {
             self.hard_state = hard_state;
         }
+        if let Some(snapshot) = write.snapshot {
+            self.snapshot = Some(snapshot);
+            self.entries.clear();
+        }
         if let Some(from) = write.truncate_from {
             self.entries.retain(|entry| entry.index < from);
         }
@@ -88,6 +94,7 @@ impl Disk {
     pub fn recovered(&self) -> Recovered {
         Recovered {
             hard_state: self.hard_state.clone(),
+            snapshot: self.snapshot.clone(),
             entries: self.entries.clone(),
         }
     }
@@ -99,7 +106,15 @@ impl Disk {
 
     /// The last entry of the log that is safe.
     pub fn last_safe(&self) -> Index {
-        self.entries.last().map_or(Index(0), |entry| entry.index)
+        let snapshot = self.snapshot.as_ref().map_or(Index(0), |s| s.index);
+        self.entries.last().map_or(snapshot, |entry| entry.index)
+    }
+
+    /// Whether the entry of `term` at `index` is safe, by itself or in the snapshot.
+    pub fn has_entry(&self, index: Index, term: Term) -> bool {
+        let is_it = |entry: &Entry| entry.index == index && entry.term == term;
+        let snapshot = self.snapshot.as_ref();
+        snapshot.is_some_and(|s| s.index >= index) || self.entries.iter().any(is_it)
     }
 
     /// Writes a blob; it is safe after [`Disk::blob_synced`].
@@ -155,7 +170,8 @@ impl Disk {
             self.apply(write);
         }
         // A torn write: some beginning of it, in the order of its fields.
-        if let Some(mut write) = self.unsynced.pop_front() {
+        let torn = self.unsynced.pop_front();
+        if let Some(mut write) = torn.filter(|write| write.snapshot.is_none()) {
             let fields = random.below(4);
             write.hard_state = write.hard_state.filter(|_| fields > 0);
             write.truncate_from = write.truncate_from.filter(|_| fields > 1);

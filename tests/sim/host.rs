@@ -279,6 +279,7 @@ impl Sim {
             recovered: host.disk.recovered(),
             held: host.disk.held(),
             seed: seed ^ 1,
+            snapshot_bytes: [600, 5_000, 40_000, usize::MAX / 2][seed as usize % 4],
         };
         host.running = Running::Node(Box::new(Process {
             membership,

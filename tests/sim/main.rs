@@ -49,6 +49,7 @@ struct Verdict {
     succeeded: BTreeMap<&'static str, u64>,
     tasks: u64,
     timed: u64,
+    seen: BTreeMap<&'static str, u64>,
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
@@ -74,6 +75,7 @@ fn run(seed: u64, shown: bool, plant: Option<Bug>) -> Verdict {
         succeeded: std::mem::take(&mut sim.clients.succeeded),
         tasks: sim.devices.tasks_run,
         timed: sim.watchers.timed,
+        seen: std::mem::take(&mut sim.watchers.seen),
     }
 }
 
@@ -135,6 +137,7 @@ struct Hunt {
     events: u64,
     tasks: u64,
     timed: u64,
+    seen: BTreeMap<&'static str, u64>,
     begun: BTreeMap<&'static str, u64>,
     succeeded: BTreeMap<&'static str, u64>,
     violations: BTreeMap<u64, Violation>,
@@ -146,6 +149,9 @@ impl Hunt {
         self.events += verdict.events;
         self.tasks += verdict.tasks;
         self.timed += verdict.timed;
+        for (what, count) in verdict.seen {
+            *self.seen.entry(what).or_default() += count;
+        }
         for (what, count) in verdict.begun {
             *self.begun.entry(what).or_default() += count;
         }
@@ -232,8 +238,8 @@ fn main() {
         found.seeds, found.events, found.tasks, found.timed
     );
     println!(
-        "commands begun {:?}\ncommands done  {:?}",
-        found.begun, found.succeeded
+        "happened {:?}\ncommands begun {:?}\ncommands done  {:?}",
+        found.seen, found.begun, found.succeeded
     );
     for (seed, Violation { at, watcher, what }) in &found.violations {
         println!("VIOLATION of {watcher} in seed {seed} at {at}: {what}");

@@ -73,7 +73,7 @@ pub struct Watchers {
     /// Each time that ways were blocked: from, to, and who may be wrong then.
     cuts: Vec<(Time, Option<Time>, Vec<HostId>)>,
     leaders: BTreeMap<Term, Server>,
-    applied: Vec<u64>,
+    applied: Vec<Option<u64>>,
     runs: BTreeMap<AssignmentId, HostId>,
     /// Inputs that were handed out.
     handed: BTreeSet<(JobId, u32)>,
@@ -89,6 +89,8 @@ pub struct Watchers {
     pub auditing: usize,
     /// How many failures were timed.
     pub timed: u64,
+    /// What happened, counted: a story in which it never does shows nothing of it.
+    pub seen: BTreeMap<&'static str, u64>,
 }
 
 impl Watchers {
@@ -108,6 +110,7 @@ impl Watchers {
             burned_at: Vec::new(),
             healed: false,
             auditing: 0,
+            seen: BTreeMap::new(),
             timed: 0,
         }
     }
@@ -270,8 +273,9 @@ fn freshly_applied(process: &Process) -> Vec<(u64, u64)> {
     let applied = process.node.state().applied.0;
     let mut fresh = Vec::new();
     for index in process.applied_seen + 1..=applied {
+        // A snapshot has taken the place of the entry, here or at the leader that sent it.
         let Some(entry) = process.node.consensus().entry(Index(index)) else {
-            break;
+            continue;
         };
         let hash = fold(entry.term.0, &[]);
         let hash = match &entry.payload {
@@ -445,8 +449,8 @@ impl Sim {
         });
         let (index, term) = naming.next()?;
         let has_it = |id: &HostId| {
-            let entry = self.hosts[*id].disk.entries().get(index.0 as usize - 1);
-            entry.is_some_and(|entry| entry.term == term)
+            let disk = &self.hosts[*id].disk;
+            disk.has_entry(index, term)
         };
         let disks = (0..self.nodes).filter(has_it).count();
         (disks < wanted).then(|| {
@@ -480,9 +484,12 @@ impl Sim {
         let (server, size) = (process.server.clone(), process.view.members.len());
         for (index, hash) in fresh {
             let place = index as usize - 1;
-            match self.watchers.applied.get(place) {
-                None => self.watchers.applied.push(hash),
-                Some(known) if *known == hash => {}
+            if self.watchers.applied.len() <= place {
+                self.watchers.applied.resize(place + 1, None);
+            }
+            match self.watchers.applied[place] {
+                None => self.watchers.applied[place] = Some(hash),
+                Some(known) if known == hash => {}
                 Some(_) => {
                     return self.violate("P10", format!("node-{id} applied another entry {index}"));
                 }
@@ -499,6 +506,7 @@ impl Sim {
             _ => {}
         }
         if leads && !leading {
+            self.count("reigns");
             self.trace
                 .story(now, "leader", || format!("node-{id} in term {}", term.0));
         }
@@ -518,11 +526,21 @@ impl Sim {
         }
     }
 
+    /// Counts something that happened.
+    pub fn count(&mut self, what: &'static str) {
+        *self.watchers.seen.entry(what).or_default() += 1;
+    }
+
     /// P3, durability before words: what a node acknowledges is safe on its disk.
     pub fn watch_send(&mut self, id: HostId, message: &PeerMessage) {
         let PeerMessage::Consensus(message) = message else {
             return;
         };
+        match &message.content {
+            Content::Snapshot { part, .. } if !part.is_empty() => self.count("snapshot parts"),
+            Content::Vote { .. } => self.count("votes asked for"),
+            _ => {}
+        }
         let safe = self.hosts[id].disk.last_safe();
         if let Content::Appended { matched, .. } = message.content
             && matched > safe

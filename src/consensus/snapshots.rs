@@ -1,0 +1,286 @@
+//! Snapshots: the state in place of the entries that made it (Raft, section 7; thesis,
+//! chapter 5).
+//!
+//! Decides: how a snapshot takes the place of entries in this server's log, how it gets part by
+//! part to a server that lacks entries which are gone, and when it counts there. Leaves to
+//! others: when one is made and what is in it (`node`).
+//!
+//! One part at a time is under way to a server; the next one is its answer to the answer. At
+//! heartbeats an empty part asks how far the server is. While a whole snapshot goes to the disk
+//! its server takes no entries and does not ask to be elected: its log is about to be another.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::replication::Progress;
+use super::{Consensus, Content, Output, Role, Snapshot};
+use crate::types::{Index, Server, Term, Time};
+
+/// Largest state of a snapshot that is taken from a leader, in bytes.
+const STATE_MAX: u64 = 4 << 30;
+
+/// A snapshot on its way to another server.
+#[derive(Debug)]
+pub(super) struct Transfer {
+    snapshot: Arc<Snapshot>,
+    /// Bytes that have arrived.
+    offset: u64,
+    /// The next message carries a part.
+    part_due: bool,
+    /// When the last part became due.
+    sent: Option<Time>,
+}
+
+impl Transfer {
+    fn new(snapshot: Arc<Snapshot>) -> Transfer {
+        Transfer {
+            snapshot,
+            offset: 0,
+            part_due: false,
+            sent: None,
+        }
+    }
+
+    /// The server has `offset` bytes. Whether a part is due to it.
+    fn advance(&mut self, now: Time, offset: u64, patience: Duration) -> bool {
+        let late = self.sent.is_none_or(|sent| now.since(sent) >= patience);
+        if offset <= self.offset && !late {
+            return false;
+        }
+        self.offset = offset;
+        self.sent = Some(now);
+        self.part_due = offset < self.snapshot.state.len() as u64;
+        self.part_due
+    }
+
+    /// The next message.
+    fn content(&mut self, part_bytes: usize, round: u64) -> Content {
+        let Snapshot {
+            index,
+            term,
+            voters,
+            state,
+        } = &*self.snapshot;
+        let start = self.offset as usize;
+        let end = match self.part_due {
+            true => state.len().min(start + part_bytes),
+            false => start,
+        };
+        self.part_due = false;
+        Content::Snapshot {
+            index: *index,
+            last_term: *term,
+            voters: voters.clone(),
+            bytes: state.len() as u64,
+            offset: self.offset,
+            part: state[start..end].into(),
+            round,
+        }
+    }
+}
+
+/// A snapshot that comes part by part.
+#[derive(Debug)]
+pub(super) struct Incoming {
+    index: Index,
+    last_term: Term,
+    bytes: u64,
+    state: Vec<u8>,
+}
+
+/// A whole snapshot on its way to the disk.
+#[derive(Debug)]
+pub(super) struct Installing {
+    snapshot: Arc<Snapshot>,
+    /// Of the write, once it is handed out.
+    pub(super) ticket: Option<u64>,
+}
+
+impl Installing {
+    /// What the write `ticket` puts on disk: the snapshot, the first time.
+    pub(super) fn hand_out(&mut self, ticket: u64) -> Option<Arc<Snapshot>> {
+        if self.ticket.is_some() {
+            return None;
+        }
+        self.ticket = Some(ticket);
+        Some(self.snapshot.clone())
+    }
+}
+
+impl Consensus {
+    /// Puts `state`, the state machines after the entry at `index` was applied, in the place of
+    /// the log up to there. Ignored where that is no progress.
+    pub fn compact(&mut self, index: Index, state: Arc<[u8]>) {
+        let newer = self.snapshot_index() < index;
+        if newer && index <= self.applied && self.installing.is_none() {
+            self.log.compact(index, state, self.config.retained_bytes);
+        }
+    }
+
+    /// Bytes of the log after its snapshot, and of the snapshot's state.
+    pub fn log_bytes(&self) -> (usize, usize) {
+        let state = self
+            .log
+            .snapshot()
+            .map_or(0, |snapshot| snapshot.state.len());
+        (self.log.bytes(), state)
+    }
+
+    /// The last entry that was put out for applying, or that a restored snapshot contains.
+    pub fn applied(&self) -> Index {
+        self.applied
+    }
+}
+
+/// The leader's side.
+impl Consensus {
+    /// The next message to a server that lacks entries which are gone.
+    pub(super) fn snapshot_for(
+        progress: &mut Progress,
+        newest: &Arc<Snapshot>,
+        part_bytes: usize,
+        round: u64,
+    ) -> Content {
+        let transfer = progress
+            .transfer
+            .take_if(|transfer| transfer.snapshot.index >= progress.next)
+            .unwrap_or_else(|| Transfer::new(newest.clone()));
+        progress
+            .transfer
+            .insert(transfer)
+            .content(part_bytes, round)
+    }
+
+    pub(super) fn handle_snapshot_received(
+        &mut self,
+        now: Time,
+        from: &Server,
+        term: Term,
+        index: Index,
+        offset: u64,
+        round: u64,
+    ) {
+        if !self.is_answer_to_leader(now, term) {
+            return;
+        }
+        if round > self.round {
+            self.dropped += 1;
+            return;
+        }
+        let Some(progress) = self.peers.get_mut(from) else {
+            return;
+        };
+        progress.has_answered(now, round);
+        let patience = self.config.part_timeout;
+        if let Some(transfer) = &mut progress.transfer
+            && transfer.snapshot.index == index
+            && transfer.snapshot.state.len() as u64 >= offset
+            && transfer.advance(now, offset, patience)
+        {
+            progress.want_append();
+        }
+    }
+}
+
+/// The follower's side.
+impl Consensus {
+    pub(super) fn handle_snapshot(
+        &mut self,
+        now: Time,
+        from: Server,
+        term: Term,
+        content: Content,
+    ) {
+        let Content::Snapshot {
+            index,
+            last_term,
+            voters,
+            bytes,
+            offset,
+            part,
+            round,
+        } = content
+        else {
+            return;
+        };
+        let end = offset.checked_add(part.len() as u64);
+        if last_term > term || bytes > STATE_MAX || end.is_none_or(|end| end > bytes) {
+            self.dropped += 1;
+            return;
+        }
+        if !self.accept_leader(now, &from, term, index, round) {
+            return;
+        }
+        if self.commit >= index {
+            // What is committed here is in the leader's log too.
+            self.verified = self.verified.max(self.commit);
+            self.acknowledge(from);
+            return;
+        }
+        if self.installing.is_none() {
+            let is_same = |incoming: &mut Incoming| {
+                (incoming.index, incoming.last_term, incoming.bytes) == (index, last_term, bytes)
+            };
+            let mut incoming = self.incoming.take_if(is_same).unwrap_or(Incoming {
+                index,
+                last_term,
+                bytes,
+                state: Vec::new(),
+            });
+            if offset == incoming.state.len() as u64 {
+                incoming.state.extend_from_slice(&part);
+            }
+            if incoming.state.len() as u64 == bytes {
+                self.install(incoming, voters);
+            } else {
+                self.incoming = Some(incoming);
+            }
+        }
+        let coming = self.incoming.as_ref();
+        let offset = coming.map_or(bytes, |incoming| incoming.state.len() as u64);
+        let round = self.round;
+        self.send(
+            from,
+            Content::SnapshotReceived {
+                index,
+                offset,
+                round,
+            },
+        );
+    }
+
+    fn install(&mut self, incoming: Incoming, voters: Vec<Server>) {
+        let snapshot = Snapshot {
+            index: incoming.index,
+            term: incoming.last_term,
+            voters,
+            state: incoming.state.into(),
+        };
+        self.installing = Some(Installing {
+            snapshot: Arc::new(snapshot),
+            ticket: None,
+        });
+    }
+
+    /// The writes up to `ticket` are done, that of a snapshot among them perhaps: from now on the
+    /// log begins with it.
+    pub(super) fn finish_installing(&mut self, ticket: u64) {
+        let is_done =
+            |installing: &mut Installing| installing.ticket.is_some_and(|at| at <= ticket);
+        let Some(Installing { snapshot, .. }) = self.installing.take_if(is_done) else {
+            return;
+        };
+        debug_assert_ne!(self.role, Role::Leader);
+        self.commit = snapshot.index;
+        self.applied = snapshot.index;
+        self.verified = self.verified.max(snapshot.index);
+        self.acknowledged = Index(0);
+        self.log.reset(snapshot.clone());
+        self.installed = Some(snapshot);
+    }
+
+    /// A snapshot is to be put out.
+    pub(super) fn next_restore(&mut self) -> Option<Output> {
+        self.installed.take().map(Output::Restore)
+    }
+}

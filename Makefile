@@ -18,7 +18,7 @@ SEAL := cd models && sha256sum *.safetensors >SHA256SUMS
 export DLC_BIN = $(abspath $(BIN))
 
 .PHONY: help demo run-introducer run-node need-name build build-light libtorch data data-flowers models \
-	test cluster-test sim sim-planted lint train-lenet train-resnet50 bench bench-models bench-membership
+	test cluster-test sim sim-planted lint train-lenet train-resnet50 bench bench-models bench-membership bench-takeover
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -93,7 +93,7 @@ train-resnet50: libtorch ## trains ResNet-50 anew on a folder of photographs for
 	@$(TRAIN) evaluate resnet50 --data $(or $(DATA),data/flowers)
 	@$(SEAL)
 
-bench: bench-models bench-membership ## the benchmarks
+bench: bench-models bench-membership bench-takeover ## the benchmarks
 
 bench-models: libtorch models ## our engine against tch eager, ONNX Runtime and OpenVINO (where pip has them); MODEL=lenet for one
 	@$(CARGO) run --quiet --release $(LIGHT) --example bench-images
@@ -102,3 +102,6 @@ bench-models: libtorch models ## our engine against tch eager, ONNX Runtime and 
 
 bench-membership: build ## detection, wrong removals, traffic, churn; real processes and links; PARTS=, HOURS=, EVENTS=, SEEDS=, ROUNDS=
 	@$(CARGO) run --quiet --release $(LIGHT) --example bench-membership -- $(PARTS)
+
+bench-takeover: build models data ## the coordinator of seven real nodes fails while jobs run; ROUNDS=
+	@$(CARGO) run --quiet --release $(LIGHT) --example bench-takeover

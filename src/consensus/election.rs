@@ -11,10 +11,39 @@ use crate::types::{Index, Server, Term, Time};
 impl Consensus {
     pub(super) fn rearm_election(&mut self, now: Time) {
         let config = &self.config;
-        let wait = self
-            .rng
-            .span(config.election_timeout_min, config.election_timeout_max);
+        let wait = match self.succession_rank(now) {
+            Some(rank) => {
+                let step = config.succession_step;
+                step * rank + self.rng.span(step / 2, step)
+            }
+            None => {
+                let (min, max) = (config.election_timeout_min, config.election_timeout_max);
+                self.rng.span(min, max)
+            }
+        };
         self.election_deadline = now + wait;
+    }
+
+    /// The members know that the leader has failed: the standbys do not wait for its silence,
+    /// and ask one after the other. Where that is wrong, the leader is heard again and nothing
+    /// has changed: safety does not rest on it.
+    pub(super) fn handle_lost_leader(&mut self, now: Time) {
+        self.leader_lost = Some(now);
+        self.leader_heard = None;
+        self.rearm_election(now);
+    }
+
+    /// This server's place among the live voters while they hurry to replace a lost leader:
+    /// for a while after its loss, since one of them may hear of it later.
+    fn succession_rank(&self, now: Time) -> Option<u32> {
+        let lost = self.leader_lost?;
+        if now.since(lost) >= self.config.election_timeout_max {
+            return None;
+        }
+        let live = self.log.voters().iter();
+        let mut live = live.filter(|voter| self.live.contains(*voter));
+        live.position(|voter| *voter == self.me)
+            .map(|rank| rank as u32)
     }
 
     /// Whether a leader lives, so that nobody is helped to depose it (thesis, section 4.2.3).

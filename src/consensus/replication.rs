@@ -82,6 +82,7 @@ impl Consensus {
     pub(super) fn become_leader(&mut self, now: Time) {
         self.role = Role::Leader;
         self.leader = Some(self.me.clone());
+        self.leader_lost = None;
         self.ballots.clear();
         self.round = 0;
         self.round_unsent = false;
@@ -360,6 +361,7 @@ impl Consensus {
         }
         self.become_follower(now, Some(from.clone()));
         self.leader_heard = Some(now);
+        self.leader_lost = None;
         self.rearm_election(now);
         self.round = self.round.max(round);
         true

@@ -817,3 +817,47 @@ fn a_part_that_is_lost_is_sent_again_and_one_under_way_is_not() {
         .len();
     assert_eq!(full.count(), state.div_ceil(40), "{trace}");
 }
+
+/// All but `slot`, as its failure is confirmed.
+fn tell_failed(cluster: &mut Cluster, slot: usize) {
+    let live = (0..cluster.slots.len()).filter(|other| *other != slot);
+    let live: BTreeSet<Server> = live.map(server).collect();
+    cluster.tell_members(&live);
+}
+
+#[test]
+fn a_leader_whose_failure_is_known_is_replaced_at_once() {
+    for seed in 0..50 {
+        let mut cluster = Cluster::grown(7, 7, 300 + seed);
+        let old = cluster.leader().unwrap();
+        cluster.crash(old);
+        cluster.run(ms(30));
+        tell_failed(&mut cluster, old);
+        cluster.run(ms(150));
+        let new = cluster.leader().expect("nobody leads 150 ms later");
+        let terms = cluster.core(new).term().0;
+        cluster.run(ms(3000));
+        assert_eq!(
+            cluster.leader(),
+            Some(new),
+            "a second election, seed {seed}"
+        );
+        assert_eq!(cluster.core(new).term().0, terms);
+        cluster.heal_and_check();
+    }
+}
+
+#[test]
+fn a_living_leader_that_is_taken_for_failed_goes_on() {
+    for seed in 0..50 {
+        let mut cluster = Cluster::grown(5, 5, 400 + seed);
+        let old = cluster.leader().unwrap();
+        let term = cluster.core(old).term();
+        tell_failed(&mut cluster, old);
+        cluster.run(ms(3000));
+        let new = cluster.leader().unwrap();
+        // A standby may win before it hears the leader again; then there is one election.
+        assert!(cluster.core(new).term().0 <= term.0 + 1, "seed {seed}");
+        cluster.heal_and_check();
+    }
+}

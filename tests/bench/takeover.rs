@@ -1,0 +1,219 @@
+//! How soon jobs go on after their coordinator has failed: seven real nodes, two jobs. Run by
+//! `make bench-takeover`; `ROUNDS` (20) are the failures of each kind.
+//!
+//! Two figures for each failure, both from the moment of the blow: when a client sees the count
+//! of finished queries move again, and when the rate is back: the start of the first second in
+//! which at least 95 % of what the survivors do in a second are finished. What they do is
+//! measured in each round, from four to eight seconds after the blow.
+
+#[path = "../cluster/harness.rs"]
+#[allow(dead_code)]
+mod real;
+
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use dlc::console::client::Client;
+use dlc::models::mnist::{self, Split};
+use dlc::wire::client::{Reply, Request};
+use real::{Cluster, wait_until};
+use rustix::process::Signal;
+
+const NODES: usize = 7;
+/// The whole training set: a job lasts for several rounds.
+const INPUTS: usize = 60_000;
+const BATCH: &str = "2";
+/// Between two looks at the count.
+const GAP: Duration = Duration::from_millis(20);
+const PATIENCE: Duration = Duration::from_secs(120);
+
+#[derive(Clone, Copy, PartialEq)]
+enum Failure {
+    Killed,
+    Stopped,
+}
+
+/// When a count was seen, and the count.
+type Sample = (Instant, u64);
+
+fn main() {
+    let rounds = std::env::var("ROUNDS").ok().filter(|text| !text.is_empty());
+    let rounds: usize = rounds.map_or(20, |text| text.parse().expect("ROUNDS is a number"));
+    let dir = tempfile::tempdir().expect("a folder for the cluster");
+    let Some(()) = digits(dir.path()) else { return };
+    let mut cluster = Cluster::with_nodes(dir.path(), NODES);
+    cluster.ok("n1", &["train", "lenet"]);
+    cluster.ok("n1", &["upload_data", "digit.png", &INPUTS.to_string()]);
+    println!(
+        "The coordinator of {NODES} real nodes fails while two jobs run, {rounds} rounds each (seconds)"
+    );
+    println!("                                    p50    max   bar");
+    let mut jobs = 0;
+    for (failure, what, bars) in [
+        (Failure::Killed, "killed (kill -9)", [1.5, 1.5]),
+        (Failure::Stopped, "silent (SIGSTOP)", [4.0, 4.0]),
+    ] {
+        let mut figures = Vec::new();
+        for _ in 0..rounds {
+            figures.push(round(&mut cluster, failure, &mut jobs));
+        }
+        for (place, name) in ["count moves", "rate is back"].iter().enumerate() {
+            let mut spans: Vec<f64> = figures.iter().map(|found| found[place]).collect();
+            spans.sort_by(f64::total_cmp);
+            let (median, max) = (spans[spans.len() / 2], spans[spans.len() - 1]);
+            let verdict = if max <= bars[place] { "met" } else { "MISSED" };
+            println!(
+                "{what}: {name:<16} {median:>6.2} {max:>6.2}   max {}: {verdict}",
+                bars[place]
+            );
+        }
+    }
+    check_results(&cluster, jobs);
+}
+
+/// Writes the digits into `dir`; none where the data is missing.
+fn digits(dir: &Path) -> Option<()> {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("data/mnist");
+    let Ok(set) = mnist::read(&folder, Split::Training) else {
+        println!("SKIPPED: data/mnist is missing; `make data` fetches it");
+        return None;
+    };
+    mnist::write_digits(&set, dir).expect("the digits are written");
+    Some(())
+}
+
+/// One failure of the coordinator, and its end. When the count moved, and when the rate was back.
+fn round(cluster: &mut Cluster, failure: Failure, jobs: &mut u64) -> [f64; 2] {
+    let names: Vec<String> = cluster.nodes.keys().cloned().collect();
+    keep_jobs_running(cluster, &names[0], jobs);
+    let leader = cluster.coordinator(&names[0]).expect("somebody leads");
+    let witness = names
+        .iter()
+        .find(|name| **name != leader)
+        .expect("another")
+        .clone();
+    let addr = cluster.nodes[&witness].addr;
+    let (samples, stop) = (Mutex::new(Vec::new()), AtomicBool::new(false));
+    let blow = std::thread::scope(|scope| {
+        scope.spawn(|| watch(Client::new(addr), &samples, &stop));
+        std::thread::sleep(Duration::from_secs(2));
+        let blow = Instant::now();
+        match failure {
+            Failure::Killed => cluster.kill(&leader),
+            Failure::Stopped => cluster.nodes[&leader].signal(Signal::STOP),
+        }
+        std::thread::sleep(Duration::from_secs(9));
+        stop.store(true, Ordering::Relaxed);
+        blow
+    });
+    match failure {
+        Failure::Killed => cluster.start(&leader),
+        Failure::Stopped => cluster.nodes[&leader].signal(Signal::CONT),
+    }
+    cluster.wait_for_members(NODES);
+    // The one that came back has its network again, and its place among the standbys.
+    std::thread::sleep(Duration::from_secs(2));
+    figures(&samples.into_inner().expect("no panic"), blow)
+}
+
+/// Starts two jobs where those that run have less than six tenths of their inputs left.
+fn keep_jobs_running(cluster: &Cluster, node: &str, jobs: &mut u64) {
+    if *jobs > 0 {
+        let counts = counts(&mut Client::new(cluster.nodes[node].addr)).expect("an answer");
+        let running = &counts[counts.len() - 2..];
+        if running.iter().all(|count| *count < INPUTS as u64 * 4 / 10) {
+            return;
+        }
+        wait_until("the jobs complete", PATIENCE, || {
+            completed(cluster, node) == *jobs
+        });
+    }
+    for _ in 0..2 {
+        cluster.ok(node, &["infer", "lenet", "digit.png", BATCH]);
+        *jobs += 1;
+    }
+}
+
+fn completed(cluster: &Cluster, node: &str) -> u64 {
+    let shown = cluster.json(node, &["job_info"]);
+    let jobs = shown["jobs"].as_array().expect("a list").clone();
+    jobs.iter()
+        .filter(|job| job["status"] == "COMPLETED")
+        .count() as u64
+}
+
+/// Finished queries of each job, by job.
+fn counts(client: &mut Client) -> Option<Vec<u64>> {
+    match client.request(&Request::JobStats) {
+        Ok(Reply::JobStats(jobs)) => Some(jobs.iter().map(|job| job.count).collect()),
+        _ => None,
+    }
+}
+
+fn watch(mut client: Client, samples: &Mutex<Vec<Sample>>, stop: &AtomicBool) {
+    while !stop.load(Ordering::Relaxed) {
+        if let Some(counts) = counts(&mut client) {
+            let total = counts.iter().sum();
+            samples
+                .lock()
+                .expect("no panic")
+                .push((Instant::now(), total));
+        }
+        std::thread::sleep(GAP);
+    }
+}
+
+fn figures(samples: &[Sample], blow: Instant) -> [f64; 2] {
+    let at = |moment: Instant| {
+        let before = samples.iter().rev().find(|(when, _)| *when <= moment);
+        before.map_or(0, |(_, count)| *count)
+    };
+    let since = |moment: Instant| moment.saturating_duration_since(blow).as_secs_f64();
+    let before = at(blow);
+    // Answers that were on their way at the blow may show a little more.
+    let grace = blow + Duration::from_millis(50);
+    let known = at(grace).max(before);
+    let moved = samples
+        .iter()
+        .find(|(when, count)| *when > grace && *count > known);
+    let moved = moved.map_or(f64::INFINITY, |(when, _)| since(*when));
+    let second = Duration::from_secs(1);
+    let (from, until) = (blow + 4 * second, blow + 8 * second);
+    let each_second = (at(until) - at(from)) as f64 / 4.0;
+    let later = samples.iter().map(|(when, _)| *when);
+    let back = later
+        .filter(|when| *when >= blow && *when <= until)
+        .find(|when| (at(*when + second) - at(*when)) as f64 >= 0.95 * each_second);
+    [moved, back.map_or(f64::INFINITY, since)]
+}
+
+/// Every job has each of its inputs once.
+fn check_results(cluster: &Cluster, jobs: u64) {
+    let node = cluster.nodes.keys().next().expect("some run");
+    wait_until("all jobs complete", PATIENCE, || {
+        completed(cluster, node) == jobs
+    });
+    for job in 0..jobs {
+        cluster.ok(node, &["get", &format!("{job}.csv"), "result.csv"]);
+        let text = std::fs::read_to_string(cluster.dir.join("result.csv")).expect("read");
+        let mut files: Vec<&str> = text
+            .lines()
+            .skip(1)
+            .filter_map(|row| row.split(',').next())
+            .collect();
+        let (rows, errors) = (
+            files.len(),
+            text.lines().filter(|row| row.contains(",,,")).count(),
+        );
+        files.sort_unstable();
+        files.dedup();
+        assert_eq!(
+            (rows, files.len(), errors),
+            (INPUTS, INPUTS, 0),
+            "job {job}"
+        );
+    }
+    println!("{jobs} jobs of {INPUTS} inputs: one row each, no input lost or doubled");
+}

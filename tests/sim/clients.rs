@@ -10,13 +10,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dlc::types::{Digest, FileName, JobId, RequestId};
+use dlc::types::{Digest, FileName, JobId, RequestId, Version};
 use dlc::wire::client::{Refusal, Reply, Request};
 use dlc::wire::schedule::Model;
 
 use crate::cluster::Sim;
-use crate::history::Histories;
+use crate::history::{Histories, History};
 use crate::host::Waiter;
+use crate::linearizability::Told;
 use crate::network::HostId;
 
 /// A connection of a client breaks off after this without a reply.
@@ -27,6 +28,8 @@ const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct Clients {
     /// What was told about each file.
     pub histories: Histories,
+    /// Submissions and `job_info`, as puts and reads of one file whose versions are the jobs.
+    pub submissions: History,
     /// Commands begun, by what they do.
     pub begun: BTreeMap<&'static str, u64>,
     /// Commands that succeeded.
@@ -130,8 +133,8 @@ impl Sim {
             name,
         };
         self.ask(host, request, move |sim, reply| match reply {
-            Some(Reply::Deleted(_)) => {
-                sim.clients.histories.delete_answered(id, sim.now);
+            Some(Reply::Deleted(count)) => {
+                sim.clients.histories.delete_answered(id, sim.now, count);
                 sim.succeed("delete");
             }
             Some(Reply::Refused(Refusal::NotFound(_))) => {
@@ -215,15 +218,27 @@ impl Sim {
     /// `infer`.
     pub fn infer(&mut self, host: HostId, model: &str, dataset: String, batch: u32, weight: u32) {
         self.begin("infer");
+        let (id, began) = (self.request_id(), self.now);
+        let name = Digest::of(format!("{id:?}").as_bytes());
+        let submissions = &mut self.clients.submissions;
+        let submission = submissions.begin(began, Some(Told::Put(name, None)));
         let request = Request::Submit {
-            request: self.request_id(),
+            request: id,
             model: model.into(),
             dataset: dataset.clone(),
             batch,
             weight,
         };
         self.ask(host, request, move |sim, reply| {
+            let submissions = &mut sim.clients.submissions;
+            if let Some(Reply::Refused(Refusal::UnknownModel { .. } | Refusal::EmptyDataset(_))) =
+                reply
+            {
+                submissions.did_nothing(submission);
+            }
             if let Some(Reply::Submitted(job)) = reply {
+                let told = Told::Put(name, Some(Version(job.0)));
+                submissions.end(submission, began, sim.now, told);
                 sim.trace
                     .story(sim.now, "infer", || format!("job {job} on {dataset}"));
                 sim.succeed("infer");
@@ -239,10 +254,15 @@ impl Sim {
     pub fn job_info(&mut self, host: HostId) {
         self.begin("job_info");
         let known: Vec<JobId> = self.clients.jobs.iter().map(|(job, _)| *job).collect();
+        let began = self.now;
+        let read = self.clients.submissions.begin(began, None);
         self.ask(host, Request::Jobs, move |sim, reply| {
             let Some(Reply::Jobs(jobs)) = reply else {
                 return;
             };
+            let newest = jobs.iter().map(|job| Version(job.job.0)).max();
+            let told = newest.map_or(Told::Nothing, |newest| Told::Found(newest, None));
+            sim.clients.submissions.end(read, began, sim.now, told);
             sim.succeed("job_info");
             if let Some(lost) = known
                 .iter()

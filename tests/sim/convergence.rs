@@ -15,6 +15,7 @@ use dlc::wire::schedule::Outcome;
 use crate::cluster::Sim;
 use crate::devices::classify;
 use crate::history::PutEnd;
+use crate::linearizability::Verdict;
 use crate::network::HostId;
 use crate::workload::{DEADLINE, END};
 
@@ -168,8 +169,28 @@ impl Sim {
     fn audited(&mut self) {
         self.watchers.auditing -= 1;
         if self.watchers.auditing == 0 {
+            self.check_histories();
             let left = (Time(0) + END).since(self.now);
             self.after(left, |sim| sim.finished = true);
+        }
+    }
+
+    /// P4: what clients were told of each file, and of jobs, has an order that explains it.
+    fn check_histories(&mut self) {
+        let files = self.clients.histories.iter();
+        let named = files.map(|(name, history)| (name.to_string(), history));
+        let all = named.chain([("the jobs".into(), &self.clients.submissions)]);
+        let verdicts: Vec<(String, Verdict)> =
+            all.map(|(name, history)| (name, history.check())).collect();
+        for (name, verdict) in verdicts {
+            match verdict {
+                Verdict::Linearizable => self.count("histories explained"),
+                Verdict::Undecided => self.count("histories undecided"),
+                Verdict::Broken => {
+                    let what = format!("no order of the operations on {name} explains the answers");
+                    return self.violate("P4", what);
+                }
+            }
         }
     }
 

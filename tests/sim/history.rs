@@ -2,22 +2,25 @@
 //!
 //! Decides: that versions are unique, that nobody is told an older version than somebody was
 //! told before, that what was deleted stays deleted, and that bytes belong to their version.
-//! A put whose outcome its client does not know may have happened at any later moment. Leaves
-//! to others: gaps in the numbering, which only the end of a run shows (`convergence`).
+//! A put whose outcome its client does not know may have happened at any later moment. These are
+//! quick rules that name the moment; at the end of a run one order must explain everything that was
+//! told (`linearizability`). Leaves to others: gaps in the numbering, which only the end of a run
+//! shows (`convergence`).
 
 use std::collections::BTreeMap;
 
+use super::linearizability::{self, Operation, Told};
 use dlc::types::{BlobId, Digest, FileName, Time, Version};
 
 /// Names a put.
 #[derive(Clone, Copy, Debug)]
-pub struct PutId(usize, usize);
+pub struct PutId(usize, usize, usize);
 /// Names a read.
 #[derive(Clone, Copy, Debug)]
-pub struct ReadId(usize, Time);
+pub struct ReadId(usize, Time, usize);
 /// Names a delete.
 #[derive(Clone, Copy, Debug)]
-pub struct DeleteId(usize, usize);
+pub struct DeleteId(usize, usize, usize);
 
 /// How a put ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +62,9 @@ pub struct History {
     seen: BTreeMap<Version, (Time, Digest)>,
     /// Versions that were told without their bytes.
     told: BTreeMap<Version, Time>,
+    /// All operations, in the order in which they began; none where it certainly did nothing, or
+    /// is a read that was not answered.
+    operations: Vec<Option<Operation>>,
 }
 
 /// All files.
@@ -69,6 +75,36 @@ pub struct Histories {
 }
 
 impl History {
+    /// An operation begins; `told` is what it may do without its client hearing of it.
+    pub fn begin(&mut self, now: Time, told: Option<Told>) -> usize {
+        self.operations.push(told.map(|told| Operation {
+            began: now,
+            ended: None,
+            told,
+        }));
+        self.operations.len() - 1
+    }
+
+    /// It was answered.
+    pub fn end(&mut self, at: usize, began: Time, now: Time, told: Told) {
+        self.operations[at] = Some(Operation {
+            began,
+            ended: Some(now),
+            told,
+        });
+    }
+
+    /// It certainly did nothing.
+    pub fn did_nothing(&mut self, at: usize) {
+        self.operations[at] = None;
+    }
+
+    /// Whether one order of all operations explains what was told.
+    pub fn check(&self) -> linearizability::Verdict {
+        let operations: Vec<Operation> = self.operations.iter().flatten().cloned().collect();
+        linearizability::check(&operations)
+    }
+
     /// The newest version that was told before `at`.
     fn floor(&self, at: Time) -> Option<Version> {
         let seen = self
@@ -194,19 +230,21 @@ impl Histories {
     /// A put begins.
     pub fn put_begins(&mut self, now: Time, name: &FileName, digest: Digest) -> PutId {
         let file = self.file(name);
-        let puts = &mut self.files[file].1.puts;
-        puts.push(Put {
+        let history = &mut self.files[file].1;
+        let operation = history.begin(now, Some(Told::Put(digest, None)));
+        history.puts.push(Put {
             began: now,
             digest,
             end: PutEnd::Unknown,
         });
-        PutId(file, puts.len() - 1)
+        PutId(file, history.puts.len() - 1, operation)
     }
 
     /// A put failed; `doubtful` where it may have happened nevertheless.
     pub fn put_fails(&mut self, id: PutId, doubtful: bool) {
         if !doubtful {
             self.files[id.0].1.puts[id.1].end = PutEnd::Failed;
+            self.files[id.0].1.did_nothing(id.2);
         }
     }
 
@@ -225,6 +263,7 @@ impl Histories {
             .iter()
             .any(|put| matches!(put.end, PutEnd::Answered(_, v, _) if v == version));
         history.puts[id.1].end = PutEnd::Answered(now, version, blob);
+        history.end(id.2, began, now, Told::Put(digest, Some(version)));
         let told = if twice {
             Err(format!("two puts were answered with version {}", version.0))
         } else if history.floor(began).is_some_and(|floor| version <= floor) {
@@ -241,7 +280,8 @@ impl Histories {
 
     /// A read begins.
     pub fn read_begins(&mut self, now: Time, name: &FileName) -> ReadId {
-        ReadId(self.file(name), now)
+        let file = self.file(name);
+        ReadId(file, now, self.files[file].1.begin(now, None))
     }
 
     /// A read found a version with these bytes; `newest` where it is the newest one.
@@ -254,6 +294,9 @@ impl Histories {
         newest: bool,
     ) -> Result<(), String> {
         let (name, history) = &mut self.files[id.0];
+        if newest {
+            history.end(id.2, id.1, now, Told::Found(version, Some(digest)));
+        }
         let found = match history.buried(id.1) {
             _ if newest => history.check_found(id.1, version),
             Some(buried) if version <= buried => {
@@ -274,6 +317,7 @@ impl Histories {
         version: Version,
     ) -> Result<(), String> {
         let (name, history) = &mut self.files[id.0];
+        history.end(id.2, id.1, now, Told::Found(version, None));
         let found = history.check_found(id.1, version);
         history.told.entry(version).or_insert(now);
         found.map_err(|why| format!("{name}: ls was told {why}"))
@@ -281,7 +325,8 @@ impl Histories {
 
     /// A read found no file.
     pub fn read_finds_nothing(&mut self, id: ReadId, now: Time) -> Result<(), String> {
-        let (name, history) = &self.files[id.0];
+        let (name, history) = &mut self.files[id.0];
+        history.end(id.2, id.1, now, Told::Nothing);
         if history.may_be_gone(id.1, now) {
             return Ok(());
         }
@@ -293,18 +338,23 @@ impl Histories {
     /// A delete begins.
     pub fn delete_begins(&mut self, now: Time, name: &FileName) -> DeleteId {
         let file = self.file(name);
-        let deletes = &mut self.files[file].1.deletes;
-        deletes.push(Delete {
+        let history = &mut self.files[file].1;
+        let operation = history.begin(now, Some(Told::Deleted(None)));
+        history.deletes.push(Delete {
             began: now,
             answered: None,
             nothing: false,
         });
-        DeleteId(file, deletes.len() - 1)
+        DeleteId(file, history.deletes.len() - 1, operation)
     }
 
     /// A delete was answered.
-    pub fn delete_answered(&mut self, id: DeleteId, now: Time) {
-        self.files[id.0].1.deletes[id.1].answered = Some(now);
+    pub fn delete_answered(&mut self, id: DeleteId, now: Time, count: u64) {
+        let history = &mut self.files[id.0].1;
+        let delete = &mut history.deletes[id.1];
+        delete.answered = Some(now);
+        let began = delete.began;
+        history.end(id.2, began, now, Told::Deleted(Some(count)));
     }
 
     /// A delete found no file.
@@ -312,6 +362,7 @@ impl Histories {
         let (name, history) = &mut self.files[id.0];
         let began = history.deletes[id.1].began;
         history.deletes[id.1].nothing = true;
+        history.end(id.2, began, now, Told::Nothing);
         if history.may_be_gone(began, now) {
             return Ok(());
         }

@@ -16,6 +16,7 @@ mod disk;
 mod faults;
 mod history;
 mod host;
+mod linearizability;
 mod network;
 mod trace;
 mod transfers;
@@ -227,6 +228,7 @@ fn main() {
     if let Some(seed) = number("SEED") {
         replay(seed, plant);
     }
+    linearizability::check_itself();
     // A panic of a core is reported with its seed, once.
     std::panic::set_hook(Box::new(|_| ()));
     let started = Instant::now();

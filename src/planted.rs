@@ -16,6 +16,21 @@ pub enum Bug {
     RowTwice,
     /// A candidate counts one vote twice (against P10).
     VoteTwice,
+    /// Term and vote are not written (against P10).
+    TermNotPersisted,
+    /// A vote is given to a candidate whose log lacks entries (against P3).
+    VoteForShorterLog,
+    /// An entry of an old term is committed by counting its copies (Raft's figure 8).
+    OldEntryByCounting,
+    /// The vote of a node counts although its disk is another than the voter's.
+    WipedVoterVotes,
+    /// A new leader changes the voters before it knows what its predecessors committed, and while
+    /// another change is under way.
+    VotersInHaste,
+    /// A server counts for a snapshot that is not on its disk.
+    SnapshotBeforeFsync,
+    /// A repeated request is carried out again.
+    RequestTwice,
     /// A leader answers reads without asking whether it still leads (against P4).
     ReadWithoutConfirmation,
     /// A worker takes a task while it runs one (against P8).
@@ -32,6 +47,13 @@ impl Bug {
         ("task-twice", Bug::TaskTwice),
         ("row-twice", Bug::RowTwice),
         ("vote-twice", Bug::VoteTwice),
+        ("term-not-persisted", Bug::TermNotPersisted),
+        ("vote-for-shorter-log", Bug::VoteForShorterLog),
+        ("old-entry-by-counting", Bug::OldEntryByCounting),
+        ("wiped-voter-votes", Bug::WipedVoterVotes),
+        ("voters-in-haste", Bug::VotersInHaste),
+        ("snapshot-before-fsync", Bug::SnapshotBeforeFsync),
+        ("request-twice", Bug::RequestTwice),
         ("read-without-confirmation", Bug::ReadWithoutConfirmation),
         ("two-tasks-at-once", Bug::TwoTasksAtOnce),
         ("no-repair", Bug::NoRepair),

@@ -89,6 +89,9 @@ impl Consensus {
     fn ask_voters(&mut self, question: Content) {
         for voter in self.log.voters().to_vec() {
             if voter != self.me {
+                let namesake = self.live.iter().find(|server| server.node == voter.node);
+                let namesake = namesake.filter(|_| planted::is(Bug::WipedVoterVotes));
+                let voter = namesake.cloned().unwrap_or(voter);
                 self.send(voter, question.clone());
             }
         }
@@ -97,7 +100,12 @@ impl Consensus {
     /// Whether the ballots are those of a majority of the voters.
     fn is_elected(&self) -> bool {
         let voters = self.log.voters();
-        let granted = voters.iter().filter(|v| self.ballots.contains(v)).count();
+        let wiped = planted::is(Bug::WipedVoterVotes);
+        let has_granted = |voter: &&Server| {
+            let mut ballots = self.ballots.iter();
+            self.ballots.contains(*voter) || wiped && ballots.any(|from| from.node == voter.node)
+        };
+        let granted = voters.iter().filter(has_granted).count();
         let twice = planted::is(Bug::VoteTwice) && self.ballots.len() > 1;
         granted + usize::from(twice) >= majority(voters.len())
     }
@@ -138,7 +146,8 @@ impl Consensus {
         // The term is not taken over: asking must change nothing.
         let granted = term >= self.term
             && !self.has_live_leader(now)
-            && self.log.is_matched_by(last_index, last_term);
+            && (self.log.is_matched_by(last_index, last_term)
+                || planted::is(Bug::VoteForShorterLog));
         let asked = term;
         self.send(from, Content::PreVoteReply { asked, granted });
     }
@@ -179,7 +188,9 @@ impl Consensus {
             self.enter_term(now, term);
         }
         let free = self.vote.as_ref().is_none_or(|vote| *vote == from);
-        let granted = term == self.term && free && self.log.is_matched_by(last_index, last_term);
+        let matched =
+            self.log.is_matched_by(last_index, last_term) || planted::is(Bug::VoteForShorterLog);
+        let granted = term == self.term && free && matched;
         if granted {
             if self.vote.is_none() {
                 self.set_hard_state(self.term, Some(from.clone()));

@@ -36,6 +36,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::planted::{self, Bug};
 use crate::types::{Index, Rng, Server, Term, Time};
 pub use crate::wire::consensus::{Content, Entry, HardState, Message, Payload, Snapshot};
 
@@ -576,6 +577,7 @@ impl Consensus {
             vote: self.vote.clone(),
         });
         self.hard_state_dirty = false;
+        let hard_state = hard_state.filter(|_| !planted::is(Bug::TermNotPersisted));
         Some(Output::Persist(LogWrite {
             ticket,
             snapshot: unwritten.snapshot,
@@ -660,10 +662,11 @@ impl Consensus {
         if self.role != Role::Leader {
             return Err(self.not_leader().into());
         }
-        if self.log.voters_index() > self.commit {
+        let hasty = planted::is(Bug::VotersInHaste);
+        if self.log.voters_index() > self.commit && !hasty {
             return Err(RefusedChange::Pending(self.log.voters_index()));
         }
-        if self.commit < self.reign_start {
+        if self.commit < self.reign_start && !hasty {
             return Err(RefusedChange::NoEntryOfThisTerm(self.term));
         }
         let wanted: BTreeSet<Server> = voters.iter().cloned().collect();

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use super::replication::Progress;
 use super::{Consensus, Content, Output, Role, Snapshot};
+use crate::planted::{self, Bug};
 use crate::types::{Index, Server, Term, Time};
 
 /// Largest state of a snapshot that is taken from a leader, in bytes.
@@ -258,8 +259,9 @@ impl Consensus {
         };
         self.installing = Some(Installing {
             snapshot: Arc::new(snapshot),
-            ticket: None,
+            ticket: planted::is(Bug::SnapshotBeforeFsync).then_some(0),
         });
+        self.finish_installing(0);
     }
 
     /// The writes up to `ticket` are done, that of a snapshot among them perhaps: from now on the

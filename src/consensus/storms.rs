@@ -226,3 +226,34 @@ fn the_same_seed_gives_the_same_outputs() {
         assert!(traces[0] == traces[1], "seed {seed} ran in two ways");
     }
 }
+
+/// The watchers catch what they are for: faults that the whole simulation meets too rarely.
+#[cfg(feature = "planted")]
+#[test]
+fn planted_bugs_are_caught() {
+    use crate::planted::{self, Bug};
+    for bug in [
+        Bug::AckBeforeFsync,
+        Bug::VoteTwice,
+        Bug::TermNotPersisted,
+        Bug::VoteForShorterLog,
+        Bug::OldEntryByCounting,
+        Bug::VotersInHaste,
+        Bug::SnapshotBeforeFsync,
+        Bug::ReadWithoutConfirmation,
+        Bug::WipedVoterVotes,
+    ] {
+        planted::plant(Some(bug));
+        let caught = (0..2000).find(|seed| {
+            let found = std::panic::catch_unwind(|| {
+                fall_of_leaders(*seed);
+                super::tests::wipe_a_voter(*seed);
+                storm(*seed, 80, false);
+            });
+            found.is_err()
+        });
+        planted::plant(None);
+        let seed = caught.unwrap_or_else(|| panic!("{bug:?} was not caught"));
+        println!("{bug:?} was caught at seed {seed}");
+    }
+}

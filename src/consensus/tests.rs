@@ -861,3 +861,39 @@ fn a_living_leader_that_is_taken_for_failed_goes_on() {
         cluster.heal_and_check();
     }
 }
+
+/// Two of three voters have an entry; one of them comes back with an empty disk, and the other
+/// is down: the third lacks the entry and must not be elected.
+pub(super) fn wipe_a_voter(seed: u64) {
+    let mut cluster = Cluster::with(Config::default(), 9, seed);
+    for size in 1..=3 {
+        cluster.grow_to(size);
+    }
+    for slot in 3..9 {
+        cluster.crash(slot);
+    }
+    let leader = cluster.leader().unwrap();
+    let others: Vec<usize> = (0..3).filter(|slot| *slot != leader).collect();
+    cluster.isolate(&[others[1]]);
+    let index = cluster.propose(leader).unwrap();
+    cluster.run(ms(100));
+    assert!(cluster.core(leader).commit() >= index);
+    cluster.crash(leader);
+    cluster.crash(others[0]);
+    cluster.cut.clear();
+    cluster.start(others[0] + 7);
+    cluster.tell_members(&[server(others[1]), server(others[0] + 7)].into());
+    cluster.run(ms(5000));
+    assert!(cluster.leader().is_none(), "elected without a majority");
+    // With the one that has the entry it goes on.
+    cluster.start(leader);
+    cluster.run(ms(5000));
+    assert_eq!(cluster.leader(), Some(leader));
+}
+
+#[test]
+fn a_voter_that_lost_its_disk_does_not_vote() {
+    for seed in 0..20 {
+        wipe_a_voter(seed);
+    }
+}

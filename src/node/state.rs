@@ -10,6 +10,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::consensus::{Entry, Payload};
+use crate::planted::{self, Bug};
 use crate::schedule::jobs::{INPUTS_MAX, Jobs, MODELS_MAX, UNFINISHED_MAX};
 use crate::store::catalog::{Applied, Catalog, VersionRecord};
 use crate::types::{BlobId, FileName, Index, JobId, RequestId, Term, Version};
@@ -94,7 +95,7 @@ impl State {
                 return None;
             }
         };
-        if let Some((_, outcome)) = command.request.and_then(|id| self.answers.get(&id)) {
+        if let Some((_, outcome)) = command.request.and_then(|id| self.answer(&id)) {
             return Some((command.request, outcome.clone()));
         }
         let outcome = match command.change {
@@ -109,7 +110,8 @@ impl State {
 
     /// The outcome of an earlier request and the entry that carried it out.
     pub fn answer(&self, id: &RequestId) -> Option<&(Index, Outcome)> {
-        self.answers.get(id)
+        let forgotten = planted::is(Bug::RequestTwice);
+        self.answers.get(id).filter(|_| !forgotten)
     }
 
     fn remember(&mut self, id: RequestId, index: Index, outcome: Outcome) {

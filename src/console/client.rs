@@ -3,9 +3,9 @@
 //! Decides: how long to wait, and the words when a node is not there. Leaves to
 //! others: what the commands mean, and the bytes of files (`transfer`).
 
-use std::io::Write;
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::store::upload::ATTEMPTS_MAX;
 use crate::types::RequestId;
@@ -17,6 +17,8 @@ use crate::wire::{PROTOCOL_VERSION, WireError, read_message, write_message};
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a node may take to answer: longer than it waits for a coordinator itself.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
+/// A person is told after this long, and again, that there is no answer yet.
+const NOTICE: Duration = Duration::from_secs(3);
 
 /// Why a command failed. `dlc` exits with 2 for `NoNode`, with 1 for the others.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +77,38 @@ pub fn dial(addr: SocketAddr, purpose: Purpose) -> Result<TcpStream, WireError> 
         },
     )?;
     Ok(stream)
+}
+
+/// Waits until a reply begins. A person is told of a long wait, and what it may be for.
+fn wait_for_reply(stream: &TcpStream, addr: SocketAddr) -> Result<(), WireError> {
+    let begun = Instant::now();
+    loop {
+        let left = REPLY_TIMEOUT.saturating_sub(begun.elapsed());
+        stream.set_read_timeout(Some(NOTICE.min(left).max(Duration::from_millis(1))))?;
+        match stream.peek(&mut [0]) {
+            Ok(_) => break,
+            Err(error) if is_timeout(&error) && left > NOTICE => {
+                if std::io::stderr().is_terminal() {
+                    let (waited, patience) = (begun.elapsed().as_secs(), REPLY_TIMEOUT.as_secs());
+                    eprintln!(
+                        "waiting for {addr} since {waited} s of at most {patience}: it may be \
+                         without a coordinator, or stand still"
+                    );
+                }
+            }
+            Err(error) if is_timeout(&error) => {
+                let why = format!("no answer within {} s", REPLY_TIMEOUT.as_secs());
+                return Err(std::io::Error::new(ErrorKind::TimedOut, why).into());
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(stream.set_read_timeout(Some(REPLY_TIMEOUT))?)
+}
+
+fn is_timeout(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }
 
 /// A client of one node.
@@ -140,6 +174,7 @@ impl Client {
         let mut exchange = || -> Result<Reply, WireError> {
             write_message(stream, request)?;
             stream.flush()?;
+            wait_for_reply(stream, addr)?;
             read_message(stream)
         };
         match exchange() {

@@ -490,11 +490,15 @@ impl Node {
             }
         }
         for token in self.gateway.expired(self.now) {
-            let missing = self
-                .consensus
-                .voters()
-                .iter()
-                .filter(|voter| self.view.server(voter).is_none());
+            // Those that are known to be gone, and those that did not answer a candidate.
+            let silent = match self.consensus.leader() {
+                Some(_) => Vec::new(),
+                None => self.consensus.unreachable(self.now),
+            };
+            let voters = self.consensus.voters().iter();
+            let is_missing =
+                |voter: &&Server| self.view.server(voter).is_none() || silent.contains(voter);
+            let missing = voters.filter(is_missing);
             let missing = missing.map(|voter| voter.node.clone()).collect();
             self.reply(token, Reply::Refused(Refusal::NoQuorum(missing)));
         }

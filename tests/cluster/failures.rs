@@ -171,3 +171,38 @@ fn fewer_than_four_nodes_keep_what_they_can() {
     );
     assert_eq!(std::fs::read(dir.join("out")).unwrap(), b"alone");
 }
+
+#[test]
+fn a_minority_says_who_is_missing_and_reads_only_what_is_stale() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let mut cluster = Cluster::with_nodes(dir, 3);
+    std::fs::write(dir.join("in"), "kept").unwrap();
+    cluster.ok("n1", &["put", "in", "file"]);
+    // All three vote by then: otherwise one might be a majority.
+    wait_until("all stand by", Duration::from_secs(20), || {
+        let members = cluster.json("n1", &["list_mem"]);
+        let members = members["members"].as_array().unwrap().clone();
+        members.iter().all(|member| member["role"] != "member")
+    });
+    cluster.kill("n2");
+    cluster.kill("n3");
+    for command in [
+        &["put", "in", "file"][..],
+        &["get", "file", "out"],
+        &["delete", "file"],
+    ] {
+        let error = cluster.refused("n1", command);
+        let names_both = error.contains("n2") && error.contains("n3");
+        assert!(
+            error.contains("majority") && names_both,
+            "{command:?}: {error}"
+        );
+    }
+    cluster.ok("n1", &["get", "--stale", "file", "out"]);
+    assert_eq!(std::fs::read(dir.join("out")).unwrap(), b"kept");
+    cluster.start("n3");
+    wait_until("two of three go on", Duration::from_secs(20), || {
+        cluster.dlc("n1", &["put", "in", "file"]).status == 0
+    });
+}

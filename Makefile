@@ -18,7 +18,7 @@ SEAL := cd models && sha256sum *.safetensors >SHA256SUMS
 export DLC_BIN = $(abspath $(BIN))
 
 .PHONY: help demo run-introducer run-node need-name build build-light libtorch data data-flowers models \
-	test cluster-test sim sim-planted lint train-lenet train-resnet50 bench bench-models bench-membership bench-takeover
+	test cluster-test sim sim-planted lint train-lenet train-resnet50 bench bench-models bench-membership bench-takeover bench-log bench-restart bench-partition
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -96,7 +96,7 @@ train-resnet50: libtorch ## trains ResNet-50 anew on a folder of photographs for
 	@$(TRAIN) evaluate resnet50 --data $(or $(DATA),data/flowers)
 	@$(SEAL)
 
-bench: bench-models bench-membership bench-takeover ## the benchmarks
+bench: bench-models bench-membership bench-takeover bench-log bench-restart bench-partition ## the benchmarks
 
 bench-models: libtorch models ## our engine against tch eager, ONNX Runtime and OpenVINO (where pip has them); MODEL=lenet for one
 	@$(CARGO) run --quiet --release $(LIGHT) --example bench-images
@@ -108,3 +108,12 @@ bench-membership: build ## detection, wrong removals, traffic, churn; real proce
 
 bench-takeover: build models data ## the coordinator of seven real nodes fails while jobs run; ROUNDS=
 	@$(CARGO) run --quiet --release $(LIGHT) --example bench-takeover
+
+bench-log: build ## entries of the log in a second with 3 and 7 voters, against the disk's syncs; SPAN=
+	@$(CARGO) run --quiet --release $(LIGHT) --example bench-log
+
+bench-restart: build models data ## all of seven nodes are killed in mid-work and start again; ROUNDS=, SEED=
+	@$(CARGO) run --quiet --release $(LIGHT) --example bench-restart
+
+bench-partition: build ## seven nodes in network namespaces are cut into five and two; ROUNDS= (root, nft)
+	@$(CARGO) run --quiet --release $(LIGHT) --example bench-partition

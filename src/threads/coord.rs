@@ -13,7 +13,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, select_biased};
 
 use super::Shared;
-use super::counters::count;
+use super::counters::{add, count};
 use super::crew::Ending;
 use super::keep::Keep;
 use super::peers::Peer;
@@ -262,6 +262,10 @@ impl Coordinator {
                     }
                 }
                 Output::Persist(write) => {
+                    let counters = &self.shared.counters;
+                    count(&counters.log_writes);
+                    add(&counters.log_entries, write.entries.len() as u64);
+                    add(&counters.log_snapshots, write.snapshot.is_some().into());
                     // Consensus bounds its writes below the queue's length.
                     let sent = self.devices.log.try_send(write);
                     sent.map_err(|error| format!("the log thread took no write: {error}"))?;

@@ -53,6 +53,12 @@ counters! {
     messages_sent,
     /// Commands that were refused because the node had too many.
     requests_refused,
+    /// Writes to the log, one sync each.
+    log_writes,
+    /// Entries in them.
+    log_entries,
+    /// Those of them that put a snapshot in the place of the log.
+    log_snapshots,
     /// Bytes of files received and stored.
     blob_bytes_stored,
     /// Bytes of files sent.

@@ -5,17 +5,14 @@
 //! carrier. Loss is nftables' random drop of what arrives at a node or at the introducer,
 //! TCP and UDP alike, but for what this program asks.
 
-use std::io::Write;
 use std::net::SocketAddr;
-use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use dlc::membership::ring::position;
 use dlc::types::{NodeId, Rng};
 
 use crate::harness::{self, Cluster, millis, secs};
-use crate::real::{Process, executable, start};
+use crate::namespaces::{addr, filter, run_in_hub, set_link, start_all};
 use crate::sighting::{Observer, agree, known_to_all, total};
 use crate::{percentiles, verdict, wish};
 
@@ -23,128 +20,13 @@ use crate::{percentiles, verdict, wish};
 pub const INSIDE: &str = "links-inside-the-hub";
 
 const NODES: usize = 6;
-const HUB: &str = "dlc-bench-hub";
-const HUB_ADDR: &str = "10.77.0.254";
 const LIMIT: Duration = Duration::from_secs(20);
 const REJOIN: Duration = Duration::from_secs(60);
 /// Percent of packets, each way.
 const LOSSES: [u64; 3] = [0, 10, 30];
 
 pub fn run() {
-    let root = rustix::process::geteuid().is_root();
-    let tools = ["ip", "nft"].iter().all(|tool| {
-        let version = Command::new(tool).arg("-V").stdout(Stdio::null()).status();
-        version.is_ok_and(|status| status.success())
-    });
-    if !root || !tools {
-        println!("Links between network namespaces: SKIPPED, it needs root, `ip` and `nft`");
-        return;
-    }
-    let bed = match Bed::new() {
-        Ok(bed) => bed,
-        Err(why) => {
-            println!("Links between network namespaces: SKIPPED, they cannot be made here: {why}");
-            return;
-        }
-    };
-    let own = std::env::current_exe().expect("own path");
-    let status = Command::new("ip")
-        .args(["netns", "exec", HUB])
-        .arg(own)
-        .arg(INSIDE)
-        .status();
-    drop(bed);
-    assert!(
-        status.expect("ip runs").success(),
-        "the part inside the hub failed"
-    );
-}
-
-/// The namespaces; deleted with it.
-struct Bed;
-
-impl Bed {
-    fn new() -> Result<Bed, String> {
-        let bed = Bed;
-        bed.delete();
-        ip(&format!("netns add {HUB}"))?;
-        ip(&format!("-n {HUB} link add br0 type bridge"))?;
-        ip(&format!("-n {HUB} addr add {HUB_ADDR}/24 dev br0"))?;
-        ip(&format!("-n {HUB} link set br0 up"))?;
-        ip(&format!("-n {HUB} link set lo up"))?;
-        for index in 0..=NODES {
-            let own = namespace(index);
-            ip(&format!("netns add {own}"))?;
-            ip(&format!(
-                "link add p{index} netns {HUB} type veth peer name eth0 netns {own}"
-            ))?;
-            ip(&format!("-n {HUB} link set p{index} master br0 up"))?;
-            ip(&format!(
-                "-n {own} addr add {}/24 dev eth0",
-                addr(index).ip()
-            ))?;
-            ip(&format!("-n {own} link set eth0 up"))?;
-            ip(&format!("-n {own} link set lo up"))?;
-            filter(index, "")?;
-        }
-        Ok(bed)
-    }
-
-    fn delete(&self) {
-        for index in 0..=NODES {
-            let _ = ip(&format!("netns del {}", namespace(index)));
-        }
-        let _ = ip(&format!("netns del {HUB}"));
-    }
-}
-
-impl Drop for Bed {
-    fn drop(&mut self) {
-        self.delete();
-    }
-}
-
-/// The namespace of node `index`; 0 is the introducer's.
-fn namespace(index: usize) -> String {
-    format!("dlc-bench-{index}")
-}
-
-fn addr(index: usize) -> SocketAddr {
-    SocketAddr::from(([10, 77, 0, index as u8 + 1], 7000))
-}
-
-fn ip(arguments: &str) -> Result<(), String> {
-    let output = Command::new("ip").args(arguments.split(' ')).output();
-    let output = output.map_err(|error| error.to_string())?;
-    match output.status.success() {
-        true => Ok(()),
-        false => Err(format!(
-            "ip {arguments}: {}",
-            String::from_utf8_lossy(&output.stderr).trim()
-        )),
-    }
-}
-
-/// What node `index` does with arriving packets, but for those of the hub.
-fn filter(index: usize, rule: &str) -> Result<(), String> {
-    let rules = format!(
-        "flush ruleset\ntable inet bench {{\n chain arriving {{\n type filter hook input priority 0\n \
-         iif lo accept\n ip saddr {HUB_ADDR} accept\n {rule}\n }}\n}}\n"
-    );
-    let mut child = Command::new("ip")
-        .args(["netns", "exec", &namespace(index), "nft", "-f", "-"])
-        .stdin(Stdio::piped())
-        .spawn()
-        .map_err(|error| error.to_string())?;
-    let mut stdin = child.stdin.take().expect("piped");
-    stdin
-        .write_all(rules.as_bytes())
-        .map_err(|error| error.to_string())?;
-    drop(stdin);
-    match child.wait() {
-        Ok(status) if status.success() => Ok(()),
-        other => Err(format!("nft refuses {rules:?}: {other:?}")),
-    }
+    run_in_hub("Links between network namespaces", INSIDE, NODES);
 }
 
 fn set_loss(percent: u64) {
@@ -153,17 +35,19 @@ fn set_loss(percent: u64) {
     }
 }
 
-fn set_link(index: usize, up: bool) {
-    let state = if up { "up" } else { "down" };
-    ip(&format!("-n {HUB} link set p{index} {state}")).expect("the link is there");
-}
-
 /// Starts everything and measures; runs inside the hub's namespace.
 pub fn run_inside() {
     let rounds = wish("ROUNDS", 20);
     let span = wish("SPAN", 120);
     let dir = tempfile::tempdir().expect("a folder for the cluster");
-    let (_processes, nodes) = start_all(dir.path());
+    let models = dir.path().join("no-models");
+    std::fs::create_dir_all(&models).expect("an empty folder");
+    let _processes = start_all(dir.path(), NODES, &models);
+    let observer = |index| Observer {
+        name: format!("n{index}"),
+        addr: addr(index),
+    };
+    let nodes: Vec<Observer> = (1..=NODES).map(observer).collect();
     let names: Vec<String> = nodes.iter().map(|node| node.name.clone()).collect();
     assert!(agree(&nodes, &names, REJOIN), "the cluster forms");
     println!("{NODES} real nodes in network namespaces, and in brackets the same in virtual time");
@@ -192,39 +76,6 @@ pub fn run_inside() {
     }
     set_loss(0);
     one_way(&nodes, &names, span);
-}
-
-fn start_all(dir: &Path) -> (Vec<Process>, Vec<Observer>) {
-    let models = dir.join("no-models");
-    std::fs::create_dir_all(&models).expect("an empty folder");
-    let mut processes = Vec::new();
-    let mut nodes = Vec::new();
-    for index in 0..=NODES {
-        let (name, listen) = (format!("n{index}"), addr(index).to_string());
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &namespace(index)]);
-        command
-            .arg(executable(if index == 0 { "introducer" } else { "node" }))
-            .args(["--listen", &listen])
-            .arg("--data-dir")
-            .arg(dir.join(&name))
-            .arg("--cluster-key")
-            .arg(dir.join("cluster.key"));
-        if index > 0 {
-            command
-                .args(["--name", &name, "--introducer", &addr(0).to_string()])
-                .args(["--join", "--threads", "1"])
-                .arg("--models")
-                .arg(&models);
-            nodes.push(Observer {
-                name: name.clone(),
-                addr: addr(index),
-            });
-        }
-        let process = start(command, &dir.join(format!("{name}.log")));
-        processes.push(process.unwrap_or_else(|why| panic!("{name}: {why}")));
-    }
-    (processes, nodes)
 }
 
 /// Cuts the links of `count` neighbours on the ring, and mends them.

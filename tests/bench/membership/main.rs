@@ -15,6 +15,8 @@ mod detection;
 #[path = "../../membership/harness/mod.rs"]
 mod harness;
 mod links;
+#[path = "../namespaces.rs"]
+mod namespaces;
 mod processes;
 #[path = "../../cluster/harness.rs"]
 #[allow(dead_code)]

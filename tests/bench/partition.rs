@@ -157,7 +157,9 @@ fn cut(dir: &Path, round: usize) -> [f64; 3] {
         "the two read as if nothing were wrong: {read:?}"
     );
     let stale = say(dir, two[0], &["get", "--stale", "file", "stale"]);
-    assert_eq!(stale.status, 0, "{stale:?}");
+    // All copies may be with the five.
+    let is_elsewhere = stale.stderr.contains("no live node holds a copy");
+    assert!(stale.status == 0 || is_elsewhere, "{stale:?}");
     std::thread::sleep(APART);
 
     let newest = versions(dir, five[0]);

@@ -39,8 +39,6 @@ pub(super) struct Log {
     snapshot: Option<Arc<Snapshot>>,
     /// The disk has an older snapshot, or none.
     rewrite: bool,
-    /// Of the entries after the snapshot, roughly.
-    bytes: usize,
     /// The entries that named voters, oldest first: at most one of them up to `offset`.
     voters: Vec<(Index, Vec<Server>)>,
     /// Up to here the entries have been handed to the driver.
@@ -83,7 +81,6 @@ impl Log {
         self.offset_term = snapshot.term;
         self.entries.clear();
         self.rewrite = false;
-        self.bytes = 0;
         self.voters = vec![(index, snapshot.voters.clone())];
         self.written = index;
         self.persisted = index;
@@ -109,7 +106,6 @@ impl Log {
         }));
         self.rewrite = true;
         let place = (index.0 - self.offset.0) as usize;
-        self.bytes = self.entries[place..].iter().map(bytes_of).sum();
         let mut kept = 0;
         let fits = |entry: &&Entry| {
             kept += bytes_of(entry);
@@ -134,11 +130,6 @@ impl Log {
 
     pub(super) fn snapshot(&self) -> Option<&Arc<Snapshot>> {
         self.snapshot.as_ref()
-    }
-
-    /// Of the entries after the snapshot, roughly.
-    pub(super) fn bytes(&self) -> usize {
-        self.bytes
     }
 
     pub(super) fn last_index(&self) -> Index {
@@ -210,7 +201,6 @@ impl Log {
         if let Payload::Voters(voters) = &entry.payload {
             self.voters.push((entry.index, voters.clone()));
         }
-        self.bytes += bytes_of(&entry);
         self.entries.push(entry);
     }
 
@@ -218,8 +208,7 @@ impl Log {
     pub(super) fn truncate(&mut self, from: Index) {
         debug_assert!(from > self.offset);
         let before = Index(from.0 - 1);
-        let cut = self.entries.drain((before.0 - self.offset.0) as usize..);
-        self.bytes -= cut.map(|entry| bytes_of(&entry)).sum::<usize>();
+        self.entries.truncate((before.0 - self.offset.0) as usize);
         self.voters.retain(|(index, _)| *index < from);
         if from <= self.written {
             self.truncate_from = Some(self.truncate_from.map_or(from, |old| old.min(from)));
@@ -322,7 +311,7 @@ impl Log {
 }
 
 /// Bytes that an entry takes, roughly.
-fn bytes_of(entry: &Entry) -> usize {
+pub(super) fn bytes_of(entry: &Entry) -> usize {
     entry.payload.size() + ENTRY_OVERHEAD
 }
 

@@ -296,6 +296,8 @@ pub struct Consensus {
 
     commit: Index,
     applied: Index,
+    /// Of the entries that were applied since the snapshot, roughly.
+    applied_bytes: usize,
     /// Follower: up to here the log is the leader's.
     verified: Index,
     /// Follower: up to here the leader has been told that it is on disk.
@@ -364,6 +366,7 @@ impl Consensus {
             live: BTreeSet::new(),
             commit: start,
             applied: start,
+            applied_bytes: 0,
             verified: Index(0),
             acknowledged: Index(0),
             round: 0,
@@ -600,6 +603,7 @@ impl Consensus {
         }
         let entry = self.log.get(Index(self.applied.0 + 1))?.clone();
         self.applied = entry.index;
+        self.applied_bytes += log::bytes_of(&entry);
         Some(Output::Apply(entry))
     }
 

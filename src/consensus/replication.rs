@@ -63,7 +63,7 @@ impl Progress {
         self.append_wanted = true;
     }
 
-    pub(super) fn has_answered(&mut self, now: Time, round: u64) {
+    fn has_answered(&mut self, now: Time, round: u64) {
         self.answered = now;
         self.round = self.round.max(round);
     }
@@ -211,17 +211,12 @@ impl Consensus {
         hint: (Index, Term),
         round: u64,
     ) {
-        if !self.is_answer_to_leader(now, term) {
-            return;
-        }
-        if round > self.round {
-            self.dropped += 1;
+        if !self.note_answer(now, from, term, round) {
             return;
         }
         let Some(progress) = self.peers.get_mut(from) else {
             return;
         };
-        progress.has_answered(now, round);
         // What a delayed message refuses may have been settled since.
         if previous_index <= progress.matched || previous_index >= progress.next {
             return;
@@ -234,8 +229,24 @@ impl Consensus {
         progress.probe(place);
     }
 
+    /// Notes that a server which gets the log has answered in this reign; false where it has not.
+    pub(super) fn note_answer(&mut self, now: Time, from: &Server, term: Term, round: u64) -> bool {
+        if !self.is_answer_to_leader(now, term) {
+            return false;
+        }
+        if round > self.round {
+            self.dropped += 1;
+            return false;
+        }
+        let progress = self.peers.get_mut(from);
+        progress.is_some_and(|progress| {
+            progress.has_answered(now, round);
+            true
+        })
+    }
+
     /// Whether an answer of `term` is one to this server's reign. A newer term ends it.
-    pub(super) fn is_answer_to_leader(&mut self, now: Time, term: Term) -> bool {
+    fn is_answer_to_leader(&mut self, now: Time, term: Term) -> bool {
         if term > self.term {
             self.enter_term(now, term);
         }

@@ -115,16 +115,18 @@ impl Consensus {
         let newer = self.snapshot_index() < index;
         if newer && index <= self.applied && self.installing.is_none() {
             self.log.compact(index, state, self.config.retained_bytes);
+            self.applied_bytes = 0;
         }
     }
 
-    /// Bytes of the log after its snapshot, and of the snapshot's state.
+    /// Bytes of the applied entries that the next snapshot takes the place of, and of the state in
+    /// the last one.
     pub fn log_bytes(&self) -> (usize, usize) {
         let state = self
             .log
             .snapshot()
             .map_or(0, |snapshot| snapshot.state.len());
-        (self.log.bytes(), state)
+        (self.applied_bytes, state)
     }
 
     /// The last entry that was put out for applying, or that a restored snapshot contains.
@@ -161,17 +163,12 @@ impl Consensus {
         offset: u64,
         round: u64,
     ) {
-        if !self.is_answer_to_leader(now, term) {
-            return;
-        }
-        if round > self.round {
-            self.dropped += 1;
+        if !self.note_answer(now, from, term, round) {
             return;
         }
         let Some(progress) = self.peers.get_mut(from) else {
             return;
         };
-        progress.has_answered(now, round);
         let patience = self.config.part_timeout;
         if let Some(transfer) = &mut progress.transfer
             && transfer.snapshot.index == index
@@ -275,6 +272,7 @@ impl Consensus {
         debug_assert_ne!(self.role, Role::Leader);
         self.commit = snapshot.index;
         self.applied = snapshot.index;
+        self.applied_bytes = 0;
         self.verified = self.verified.max(snapshot.index);
         self.acknowledged = Index(0);
         self.log.reset(snapshot.clone());
@@ -286,3 +284,7 @@ impl Consensus {
         self.installed.take().map(Output::Restore)
     }
 }
+
+#[cfg(test)]
+#[path = "snapshots_tests.rs"]
+mod tests;

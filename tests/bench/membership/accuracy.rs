@@ -50,66 +50,73 @@ struct Tally {
 
 pub fn run() {
     let hours = wish("HOURS", 100);
-    let mut cells = Vec::new();
-    for trouble in TROUBLES {
-        for size in SIZES {
-            // With a link of two members cut one way, neither can know who is at fault.
-            if trouble == Trouble::OneWay && size == 2 {
-                continue;
-            }
-            for loss in LOSSES {
-                cells.push(Cell {
-                    trouble,
-                    size,
-                    loss,
-                });
-            }
-        }
-    }
-    let pieces = hours.div_ceil(PIECE);
+    let pieces = hours.div_ceil(PIECE) as usize;
     println!("Live members removed, virtual time, {hours} node-hours for each figure");
     println!(
         "(in brackets: suspicions for each node-hour, all of them refuted or in the figure before)"
     );
-    let tallies = in_parallel(cells.len() * pieces as usize, |index| {
-        let cell = &cells[index / pieces as usize];
-        measure(cell, index as u64, hours.min(PIECE))
-    });
-    let mut sums = tallies.chunks(pieces as usize).map(sum);
     let mut missed = Vec::new();
+    let mut connects = [Connects::default(); LOSSES.len()];
     for trouble in TROUBLES {
-        println!("\n{}", describe(trouble));
-        print!("members");
-        LOSSES.iter().for_each(|loss| print!("{loss:>15} %"));
-        println!();
-        let of_this = |cell: &&Cell| cell.trouble == trouble;
-        let rows: Vec<&Cell> = cells.iter().filter(of_this).collect();
-        for row in rows.chunks(LOSSES.len()) {
-            print!("{:7}", row[0].size);
-            for cell in row {
-                let tally = sums.next().expect("one for each cell");
-                let spent = (pieces * hours.min(PIECE)) as f64;
-                let suspicions = tally.accusations as f64 / spent;
-                print!("{:>8} ({suspicions:6.3})", tally.removed);
-                judge(cell, &tally, spent, &mut missed);
+        let cells = cells(trouble);
+        let tallies = in_parallel(cells.len() * pieces, |index| {
+            let seed = trouble as u64 * 1_000_000 + index as u64;
+            measure(&cells[index / pieces], seed, hours.min(PIECE))
+        });
+        let sums: Vec<Tally> = tallies.chunks(pieces).map(sum).collect();
+        let spent = (pieces as u64 * hours.min(PIECE)) as f64;
+        table(trouble, &cells, &sums, spent);
+        for (index, (cell, tally)) in cells.iter().zip(&sums).enumerate() {
+            judge(cell, tally, spent, &mut missed);
+            if trouble == Trouble::Loss {
+                connects[index % LOSSES.len()] += tally.connects;
             }
-            println!();
         }
     }
     println!("\nbars: none removed up to 10 %, fewer than {RATE_MAX} for each node-hour at 30 %");
     println!("{}", verdict(missed.is_empty()));
     missed.iter().for_each(|text| println!("  {text}"));
-    tcp(&cells, &tallies, pieces as usize);
+    tcp(&connects);
+}
+
+/// One for each size and loss, the losses in a row.
+fn cells(trouble: Trouble) -> Vec<Cell> {
+    // With a link of two members cut one way, neither can know who is at fault.
+    let sizes = SIZES
+        .into_iter()
+        .filter(|size| trouble != Trouble::OneWay || *size > 2);
+    let cells_of = |size| {
+        LOSSES.map(|loss| Cell {
+            trouble,
+            size,
+            loss,
+        })
+    };
+    sizes.flat_map(cells_of).collect()
+}
+
+fn table(trouble: Trouble, cells: &[Cell], sums: &[Tally], spent: f64) {
+    println!("\n{}", describe(trouble));
+    print!("members");
+    LOSSES.iter().for_each(|loss| print!("{loss:>15} %"));
+    println!();
+    let rows = cells.chunks(LOSSES.len()).zip(sums.chunks(LOSSES.len()));
+    for (cells, sums) in rows {
+        print!("{:7}", cells[0].size);
+        for tally in sums {
+            let suspicions = tally.accusations as f64 / spent;
+            print!("{:>8} ({suspicions:6.3})", tally.removed);
+        }
+        println!();
+    }
 }
 
 fn sum(tallies: &[Tally]) -> Tally {
-    tallies.iter().fold(Tally::default(), |sum, tally| Tally {
-        removed: sum.removed + tally.removed,
-        accusations: sum.accusations + tally.accusations,
-        connects: Connects {
-            tried: sum.connects.tried + tally.connects.tried,
-            answered: sum.connects.answered + tally.connects.answered,
-        },
+    tallies.iter().fold(Tally::default(), |mut sum, tally| {
+        sum.removed += tally.removed;
+        sum.accusations += tally.accusations;
+        sum.connects += tally.connects;
+        sum
     })
 }
 
@@ -138,16 +145,11 @@ fn describe(trouble: Trouble) -> &'static str {
     }
 }
 
-/// How the probes over TCP fared.
-fn tcp(cells: &[Cell], tallies: &[Tally], pieces: usize) {
+/// How the probes over TCP fared at each loss.
+fn tcp(connects: &[Connects]) {
     println!("\nprobes over TCP that were answered in time, of those that were tried:");
-    for loss in LOSSES {
-        let of_loss = cells.iter().zip(tallies.chunks(pieces));
-        let of_loss =
-            of_loss.filter(|(cell, _)| cell.loss == loss && cell.trouble == Trouble::Loss);
-        let all: Vec<Tally> = of_loss.flat_map(|(_, tallies)| tallies.to_vec()).collect();
-        let Connects { tried, answered } = sum(&all).connects;
-        let share = 100.0 * answered as f64 / tried.max(1) as f64;
+    for (loss, Connects { tried, answered }) in LOSSES.iter().zip(connects) {
+        let share = 100.0 * *answered as f64 / (*tried).max(1) as f64;
         println!("  {loss:2} % loss: {answered} of {tried} ({share:.0} %)");
     }
 }

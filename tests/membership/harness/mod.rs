@@ -118,6 +118,13 @@ pub struct Connects {
     pub answered: u64,
 }
 
+impl std::ops::AddAssign for Connects {
+    fn add_assign(&mut self, more: Self) {
+        self.tried += more.tried;
+        self.answered += more.answered;
+    }
+}
+
 pub struct Cluster {
     pub now: Time,
     pub nodes: BTreeMap<SocketAddr, Process>,

@@ -11,7 +11,7 @@ use std::time::Duration;
 use clap::Parser;
 use dlc::config::KeyArgument;
 use dlc::console::client::{Client, ClientError};
-use dlc::console::{command, run};
+use dlc::console::{command, run, stdin};
 
 /// Runs one command on a running node of the cluster. `dlc help` lists the commands.
 #[derive(Parser)]
@@ -53,13 +53,20 @@ fn main() -> ExitCode {
         }
         Err(why) => return fail(2, &why),
     };
-    match run::run(&mut Client::new(addr), &command) {
+    match run::run(&mut Client::new(addr), &command, &mut ask) {
         Ok(answer) if arguments.json => say(&answer.json.to_string()),
         Ok(answer) => say(&answer.text),
         Err(error @ ClientError::NoNode { .. }) => return fail(2, &error.to_string()),
         Err(error) => return fail(1, &error.to_string()),
     }
     ExitCode::SUCCESS
+}
+
+/// Asks on stderr; the answer is a line of stdin, of a person or of a script.
+fn ask(text: &str) -> bool {
+    eprint!("{text}\nyes or no> ");
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).is_ok() && stdin::is_yes(&answer)
 }
 
 /// Prints an answer. Whoever has closed our stdout (`| head`) wants no more of it.

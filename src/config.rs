@@ -60,9 +60,10 @@ pub struct NodeArguments {
     /// Metrics over HTTP; not available yet, and refused
     #[arg(long, value_name = "HOST:PORT", value_parser = not_there_yet)]
     pub http: Option<String>,
-    /// Let 2 to 4 nodes go on without a majority; not available yet, and refused
-    #[arg(long, value_parser = not_there_yet, num_args = 0, default_missing_value = "on")]
-    pub crash_stop: Option<String>,
+    /// In a cluster of 2 to 4 nodes: take nodes that are gone for crashed, and go on without a
+    /// majority. For all nodes or none. After a cut of the network one side's changes are lost
+    #[arg(long)]
+    pub crash_stop: bool,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub key: KeyArgument,
@@ -398,15 +399,14 @@ mod tests {
             &["--device", "gpu"],
             &["--threads", "0"],
             &["--http", "127.0.0.1:80"],
-            &["--crash-stop"],
         ] {
             let error = node(wrong).expect_err("refused");
             assert_eq!(error.exit_code(), 2, "{wrong:?}: {error}");
         }
         let error = NodeArguments::try_parse_from(["node", "--name", "a b"]).expect_err("refused");
         assert_eq!(error.kind(), ErrorKind::ValueValidation);
-        let error = node(&["--crash-stop"]).expect_err("refused").to_string();
-        assert!(error.contains("not available yet"), "{error}");
+        let error = node(&["--http", "127.0.0.1:80"]).expect_err("refused");
+        assert!(error.to_string().contains("not available yet"), "{error}");
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! Leaves to others: what a leader does with its reign (`replication`).
 
 use super::quorum::{majority, reached_by};
-use super::{Consensus, Content, Role};
+use super::{Candidacy, Consensus, Content, Role};
 use crate::planted::{self, Bug};
 use crate::types::{Index, Server, Term, Time};
 
@@ -40,9 +40,10 @@ impl Consensus {
         if now.since(lost) >= self.config.election_timeout_max {
             return None;
         }
-        let live = self.log.voters().iter();
-        let mut live = live.filter(|voter| self.live.contains(*voter));
-        live.position(|voter| *voter == self.me)
+        let (forced, voters) = (self.may_force(), self.log.voters());
+        let live = self.live.iter();
+        let mut live = live.filter(|member| forced || voters.contains(member));
+        live.position(|member| *member == self.me)
             .map(|rank| rank as u32)
     }
 
@@ -63,11 +64,7 @@ impl Consensus {
             self.campaign(now);
             return;
         }
-        let (last_index, last_term) = (self.log.last_index(), self.log.last_term());
-        self.ask_voters(Content::PreVote {
-            last_index,
-            last_term,
-        });
+        self.ask_voters(Content::PreVote(self.candidacy()));
     }
 
     /// Begins a term and asks for its votes. Its own counts when it is on disk.
@@ -75,19 +72,38 @@ impl Consensus {
         if self.term >= super::TERM_MAX {
             return;
         }
-        self.enter_term(now, Term(self.term.0 + 1));
+        let term = self.next_term();
+        self.enter_term(now, term);
         self.set_hard_state(self.term, Some(self.me.clone()));
         self.role = Role::Candidate;
         self.rearm_election(now);
-        let (last_index, last_term) = (self.log.last_index(), self.log.last_term());
-        self.ask_voters(Content::Vote {
-            last_index,
-            last_term,
-        });
+        self.ask_voters(Content::Vote(self.candidacy()));
+    }
+
+    fn candidacy(&self) -> Candidacy {
+        Candidacy {
+            last_index: self.log.last_index(),
+            last_term: self.log.last_term(),
+            insists: self.insists(),
+        }
+    }
+
+    /// Whether the candidate lacks nothing that this server may know to be committed.
+    fn is_matched_by(&self, candidacy: Candidacy) -> bool {
+        let (index, term) = (candidacy.last_index, candidacy.last_term);
+        self.log.is_matched_by(index, term)
+            || candidacy.insists && self.config.crash_stop && !self.complete
+            || planted::is(Bug::VoteForShorterLog)
     }
 
     fn ask_voters(&mut self, question: Content) {
-        for voter in self.log.voters().to_vec() {
+        let mut asked = self.log.voters().to_vec();
+        if self.config.crash_stop || self.may_force() {
+            asked.extend(self.live.iter().cloned());
+            asked.sort();
+            asked.dedup();
+        }
+        for voter in asked {
             if voter != self.me {
                 let namesake = self.live.iter().find(|server| server.node == voter.node);
                 let namesake = namesake.filter(|_| planted::is(Bug::WipedVoterVotes));
@@ -97,8 +113,16 @@ impl Consensus {
         }
     }
 
-    /// Whether the ballots are those of a majority of the voters.
+    /// Whether the ballots suffice.
     fn is_elected(&self) -> bool {
+        let is_agreed = self.live.is_subset(&self.ballots);
+        // Who does not know what went on without it is told by the live members' logs.
+        let knows = !self.config.crash_stop || self.complete;
+        self.has_majority() && (knows || is_agreed) || self.may_force() && is_agreed
+    }
+
+    /// Whether the ballots are those of a majority of the voters.
+    pub(super) fn has_majority(&self) -> bool {
         let voters = self.log.voters();
         let wiped = planted::is(Bug::WipedVoterVotes);
         let has_granted = |voter: &&Server| {
@@ -140,14 +164,11 @@ impl Consensus {
         now: Time,
         from: Server,
         term: Term,
-        last_index: Index,
-        last_term: Term,
+        candidacy: Candidacy,
     ) {
         // The term is not taken over: asking must change nothing.
-        let granted = term >= self.term
-            && !self.has_live_leader(now)
-            && (self.log.is_matched_by(last_index, last_term)
-                || planted::is(Bug::VoteForShorterLog));
+        let granted =
+            term >= self.term && !self.has_live_leader(now) && self.is_matched_by(candidacy);
         let asked = term;
         self.send(from, Content::PreVoteReply { asked, granted });
     }
@@ -178,18 +199,17 @@ impl Consensus {
         now: Time,
         from: Server,
         term: Term,
-        last_index: Index,
-        last_term: Term,
+        candidacy: Candidacy,
     ) {
-        if self.has_live_leader(now) {
+        // A leader that asks has ended its reign itself.
+        if self.has_live_leader(now) && self.leader.as_ref() != Some(&from) {
             return;
         }
         if term > self.term {
             self.enter_term(now, term);
         }
         let free = self.vote.as_ref().is_none_or(|vote| *vote == from);
-        let matched =
-            self.log.is_matched_by(last_index, last_term) || planted::is(Bug::VoteForShorterLog);
+        let matched = self.is_matched_by(candidacy);
         let granted = term == self.term && free && matched;
         if granted {
             if self.vote.is_none() {
@@ -257,7 +277,7 @@ impl Consensus {
             Role::Leader => self
                 .majority_heard()
                 .is_some_and(|heard| now.since(heard) < self.config.election_timeout_min),
-            _ if self.has_live_leader(now) => true,
+            _ if self.has_live_leader(now) || self.insists() => true,
             _ => {
                 let voters = self.log.voters();
                 !voters.is_empty()

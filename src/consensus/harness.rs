@@ -60,7 +60,7 @@ impl Disk {
         if let Some(snapshot) = write.snapshot {
             let old = self.first().0 - 1;
             assert!(
-                snapshot.index.0 > old,
+                snapshot.index.0 > old || snapshot.index == Index(0),
                 "a snapshot of {:?} took the place of one of {old}",
                 snapshot.index
             );
@@ -190,8 +190,13 @@ pub(super) struct Cluster {
     config: Config,
     events: BTreeMap<(Time, u64), Event>,
     sequence: u64,
-    /// Every entry ever applied anywhere, with the term of who first did.
+    /// Every entry ever applied anywhere, with the term of who first did. In a crash-stop cluster
+    /// those that nobody was told of may go again.
     pub(super) chosen: Vec<(Entry, Term)>,
+    /// Up to here entries have been durable at some leader.
+    pub(super) answered: u64,
+    /// Two sides decide for themselves: the watchers look away.
+    pub(super) split: bool,
     leaders: BTreeMap<Term, (usize, u64)>,
     /// Reads that wait, with how much was chosen when they began.
     reads: BTreeMap<(usize, u64, ReadId), usize>,
@@ -199,6 +204,8 @@ pub(super) struct Cluster {
     pub(super) reads_failed: u64,
     /// Snapshots that came from a leader.
     pub(super) restored: u64,
+    /// How often a server gave up what it had decided.
+    pub(super) given_way: u64,
     pub(super) next_command: u64,
     steps: u64,
     /// Everything that was put out, where asked for.
@@ -223,11 +230,14 @@ impl Cluster {
             events: BTreeMap::new(),
             sequence: 0,
             chosen: Vec::new(),
+            answered: 0,
+            split: false,
             leaders: BTreeMap::new(),
             reads: BTreeMap::new(),
             reads_ready: 0,
             reads_failed: 0,
             restored: 0,
+            given_way: 0,
             next_command: 0,
             steps: 0,
             trace: None,
@@ -306,7 +316,9 @@ impl Cluster {
         place.applied = place.disk.first().0 - 1;
         place.durable = 0;
         let recovered = place.disk.state.clone();
-        if let Some(snapshot) = &recovered.snapshot {
+        if let Some(snapshot) = &recovered.snapshot
+            && !self.config.crash_stop
+        {
             self.watch_snapshot(snapshot);
         }
         let place = &mut self.slots[slot];
@@ -352,7 +364,10 @@ impl Cluster {
     pub(super) fn read(&mut self, slot: usize) -> Option<ReadId> {
         let place = &mut self.slots[slot];
         let id = place.core.as_mut()?.read(self.now).ok()?;
-        let known = self.chosen.len();
+        let known = match self.config.crash_stop {
+            true => self.answered as usize,
+            false => self.chosen.len(),
+        };
         self.reads.insert((slot, place.life, id), known);
         self.drain(slot);
         Some(id)
@@ -520,15 +535,23 @@ impl Cluster {
         let (term, me) = (core.term(), (slot, self.slots[slot].life));
         let known = *self.leaders.entry(term).or_insert(me);
         assert_eq!(known, me, "two leaders in {term:?}");
-        for (entry, committed) in &self.chosen {
-            if *committed < term {
-                let held = core.entry(entry.index);
-                assert!(
-                    held == Some(entry) || held.is_none() && entry.index <= core.snapshot_index(),
-                    "the leader of {term:?} lacks a committed entry"
-                );
-            }
+        if self.split {
+            return;
         }
+        let is_lacking = |(entry, committed): &(Entry, Term)| {
+            let held = core.entry(entry.index);
+            let is_held =
+                held == Some(entry) || held.is_none() && entry.index <= core.snapshot_index();
+            *committed < term && !is_held
+        };
+        let Some(lacking) = self.chosen.iter().position(is_lacking) else {
+            return;
+        };
+        assert!(
+            self.config.crash_stop && lacking as u64 >= self.answered,
+            "the leader of {term:?} lacks a committed entry"
+        );
+        self.chosen.truncate(lacking);
     }
 
     /// All servers apply the same entries, each from its own disk, and the leader only what is
@@ -540,6 +563,9 @@ impl Cluster {
         assert!(place.disk.holds(&entry), "applied before it was on disk");
         let core = place.core.as_ref().unwrap();
         let term = core.term();
+        if self.split {
+            return;
+        }
         if core.role() == Role::Leader {
             let voters = core.voters().to_vec();
             let held = voters
@@ -578,7 +604,14 @@ impl Cluster {
 
     /// A snapshot that came from a leader is the state after that many chosen entries.
     fn watch_restore(&mut self, slot: usize, snapshot: &Snapshot) {
-        self.watch_snapshot(snapshot);
+        if snapshot.index == Index(0) && self.config.crash_stop {
+            self.slots[slot].applied = 0;
+            self.given_way += 1;
+            return;
+        }
+        if !self.split {
+            self.watch_snapshot(snapshot);
+        }
         let index = &snapshot.index;
         let place = &mut self.slots[slot];
         assert!(place.applied < index.0, "a snapshot took the state back");
@@ -590,6 +623,10 @@ impl Cluster {
 
     /// What may be answered is committed and on min(4, n) live disks.
     fn watch_durable(&mut self, slot: usize, index: Index) {
+        if self.split {
+            self.slots[slot].durable = index.0;
+            return;
+        }
         let (entry, _) = self.chosen[index.0 as usize - 1].clone();
         let live = &self.slots[slot].live;
         let held = live
@@ -604,16 +641,20 @@ impl Cluster {
         assert!(self.slots[slot].applied >= index.0);
         let durable = &mut self.slots[slot].durable;
         *durable = index.0.max(*durable);
+        self.answered = self.answered.max(index.0);
     }
 
     /// Nothing is said that a crash could make untrue.
     fn watch_send(&self, slot: usize, to: &Server, message: &Message) {
+        if self.split {
+            return;
+        }
         let disk = &self.slots[slot].disk.state;
         let HardState { term, vote } = &disk.hard_state;
         assert!(*term >= message.term, "a term left before it was on disk");
         let is_vote_on_disk = |whom: &Server| *term > message.term || vote.as_ref() == Some(whom);
         match &message.content {
-            Content::Vote { .. } => assert!(is_vote_on_disk(&server(slot))),
+            Content::Vote(_) => assert!(is_vote_on_disk(&server(slot))),
             Content::VoteReply { granted: true } => {
                 assert!(is_vote_on_disk(to), "a vote left before it was on disk");
             }

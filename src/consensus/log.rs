@@ -128,6 +128,11 @@ impl Log {
         self.offset
     }
 
+    /// Term of the last entry that is not in memory.
+    pub(super) fn offset_term(&self) -> Term {
+        self.offset_term
+    }
+
     pub(super) fn snapshot(&self) -> Option<&Arc<Snapshot>> {
         self.snapshot.as_ref()
     }

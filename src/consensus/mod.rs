@@ -25,6 +25,7 @@ mod harness;
 mod log;
 mod quorum;
 mod reads;
+mod recovery;
 mod replication;
 mod snapshots;
 #[cfg(test)]
@@ -38,10 +39,13 @@ use std::time::Duration;
 
 use crate::planted::{self, Bug};
 use crate::types::{Index, Rng, Server, Term, Time};
-pub use crate::wire::consensus::{Content, Entry, HardState, Message, Payload, Snapshot};
+pub use crate::wire::consensus::{
+    Candidacy, Content, Entry, HardState, Message, Payload, Snapshot,
+};
 
 use log::{Log, Unwritten};
 use reads::PendingRead;
+use recovery::Founding;
 use replication::Progress;
 use snapshots::{Incoming, Installing};
 
@@ -80,6 +84,9 @@ pub struct Config {
     pub part_bytes: usize,
     /// A part that is not answered is sent again after this. Default 2 s.
     pub part_timeout: Duration,
+    /// Members that are gone have crashed: the rest of a small cluster goes on without a majority
+    /// (`recovery`). Default false.
+    pub crash_stop: bool,
 }
 
 impl Default for Config {
@@ -96,6 +103,7 @@ impl Default for Config {
             retained_bytes: 4 << 20,
             part_bytes: 256 << 10,
             part_timeout: Duration::from_secs(2),
+            crash_stop: false,
         }
     }
 }
@@ -186,7 +194,8 @@ pub enum Output {
     /// each once in the life of the process.
     Apply(Entry),
     /// This server's log now begins with the leader's snapshot, on disk already: its state takes
-    /// the place of what was applied. Entries after it follow.
+    /// the place of what was applied. Entries after it follow. One of index 0 has no state: this
+    /// server's decisions were contradicted (`recovery`), and its state begins anew.
     Restore(Arc<Snapshot>),
     /// Leader: up to here entries are applied, committed and on the disks of min(4, n) of the
     /// n live members: they may be answered. Counted anew, from the first entry, in each reign.
@@ -293,6 +302,12 @@ pub struct Consensus {
     heard: BTreeMap<Server, Time>,
     /// Live members with this one; empty until the driver has told them.
     live: BTreeSet<Server>,
+    /// Voters that were live in this server's life and are not any more.
+    lost: BTreeSet<Server>,
+    /// A leader has said in this server's life that nothing is committed which it lacks.
+    complete: bool,
+    /// The live members are asked to do without the missing voters.
+    founding: Option<Founding>,
 
     commit: Index,
     applied: Index,
@@ -364,6 +379,9 @@ impl Consensus {
             ballots: BTreeSet::new(),
             heard: BTreeMap::new(),
             live: BTreeSet::new(),
+            lost: BTreeSet::new(),
+            complete: false,
+            founding: None,
             commit: start,
             applied: start,
             applied_bytes: 0,
@@ -392,8 +410,9 @@ impl Consensus {
             consensus.term,
             consensus.log.last_term(),
         );
-        // Alone there is nobody whose reign could be disturbed.
-        if consensus.log.voters() != std::slice::from_ref(&consensus.me) {
+        // Alone there is nobody whose reign could be disturbed, where nobody goes on without it.
+        let is_alone = consensus.log.voters() == std::slice::from_ref(&consensus.me);
+        if !is_alone || consensus.config.crash_stop {
             consensus.rearm_election(now);
         }
         consensus
@@ -418,9 +437,18 @@ impl Consensus {
     pub fn handle_members(&mut self, now: Time, live: BTreeSet<Server>) {
         let was_live = |leader: &Server| self.live.contains(leader) && !live.contains(leader);
         let is_lost = self.leader.as_ref().is_some_and(was_live);
+        let has_losses = self.note_losses(&live);
+        if self.config.crash_stop && !self.complete && !live.is_subset(&self.live) {
+            // One of them may lead.
+            self.rearm_election(now);
+        }
         self.live = live;
         if is_lost && self.role == Role::Follower {
             self.handle_lost_leader(now);
+        }
+        if has_losses && self.config.crash_stop && self.role == Role::Leader {
+            // The others may do the same: see `recovery` about the terms of both.
+            self.campaign(now);
         }
         self.sync_peers(now);
         let voters = self.log.voters();
@@ -440,17 +468,11 @@ impl Consensus {
             self.heard.insert(from.clone(), now);
         }
         match content {
-            Content::PreVote {
-                last_index,
-                last_term,
-            } => self.handle_pre_vote(now, from, term, last_index, last_term),
+            Content::PreVote(candidacy) => self.handle_pre_vote(now, from, term, candidacy),
             Content::PreVoteReply { asked, granted } => {
                 self.handle_pre_vote_reply(now, from, term, asked, granted);
             }
-            Content::Vote {
-                last_index,
-                last_term,
-            } => self.handle_vote(now, from, term, last_index, last_term),
+            Content::Vote(candidacy) => self.handle_vote(now, from, term, candidacy),
             Content::VoteReply { granted } => self.handle_vote_reply(now, from, term, granted),
             content @ Content::Append { .. } => self.handle_append(now, from, term, content),
             content @ Content::Snapshot { .. } => self.handle_snapshot(now, from, term, content),
@@ -502,10 +524,12 @@ impl Consensus {
             }
         } else if now >= self.election_deadline {
             self.leader = None;
-            if self.installing.is_some() {
-                // Its log is about to be another.
+            self.end_late_founding(now);
+            let is_early = self.config.crash_stop && self.live.is_empty();
+            if self.installing.is_some() || is_early {
+                // Its log is about to be another, perhaps.
                 self.rearm_election(now);
-            } else if self.is_voter() {
+            } else if self.may_stand() {
                 self.start_pre_vote(now);
             }
         }
@@ -516,7 +540,7 @@ impl Consensus {
         match self.role {
             Role::Leader if self.peers.is_empty() => None,
             Role::Leader => Some(self.next_heartbeat.min(self.quorum_deadline())),
-            _ if self.is_voter() || self.leader.is_some() => Some(self.election_deadline),
+            _ if self.may_stand() || self.leader.is_some() => Some(self.election_deadline),
             _ => None,
         }
     }
@@ -719,6 +743,11 @@ impl Consensus {
     /// The last entry of this server's log, committed or not.
     pub fn last_index(&self) -> Index {
         self.log.last_index()
+    }
+
+    /// Term of the last entry of this server's log.
+    pub fn last_term(&self) -> Term {
+        self.log.last_term()
     }
 
     /// The entry at `index` of this server's log, committed or not.

@@ -83,6 +83,9 @@ impl Consensus {
         self.role = Role::Leader;
         self.leader = Some(self.me.clone());
         self.leader_lost = None;
+        let forced = !self.has_majority() || !self.is_voter();
+        let founding = self.founding.take();
+        self.complete = true;
         self.ballots.clear();
         self.round = 0;
         self.round_unsent = false;
@@ -90,6 +93,12 @@ impl Consensus {
         self.next_heartbeat = now + self.config.heartbeat;
         self.reign_start = Index(self.log.last_index().0 + 1);
         self.sync_peers(now);
+        if forced {
+            self.append_as_leader(Payload::Voters(vec![self.me.clone()]));
+        }
+        if let Some(founding) = founding {
+            self.append_as_leader(Payload::Command(founding.first));
+        }
         self.append_as_leader(Payload::Empty);
     }
 
@@ -217,6 +226,11 @@ impl Consensus {
         let Some(progress) = self.peers.get_mut(from) else {
             return;
         };
+        if previous_index == Index(0) {
+            // Nothing comes before the first entry that could differ: its log begins anew.
+            *progress = Progress::new(Index(1), now);
+            return;
+        }
         // What a delayed message refuses may have been settled since.
         if previous_index <= progress.matched || previous_index >= progress.next {
             return;
@@ -331,6 +345,9 @@ impl Consensus {
         if self.installing.is_some() {
             return;
         }
+        if self.is_contradicted((previous_index, previous_term), &entries) {
+            return self.give_way();
+        }
         // What is not in memory any more is committed, so that it is the leader's.
         let is_gone = previous_index < self.log.offset();
         if !is_gone && self.log.term(previous_index) != Some(previous_term) {
@@ -345,6 +362,7 @@ impl Consensus {
         }
         self.verified = self.verified.max(verified);
         self.commit = self.commit.max(commit.min(self.verified));
+        self.complete |= self.verified >= commit;
         self.acknowledge(from);
     }
 
@@ -374,6 +392,7 @@ impl Consensus {
         self.become_follower(now, Some(from.clone()));
         self.leader_heard = Some(now);
         self.leader_lost = None;
+        self.founding = None;
         self.rearm_election(now);
         self.round = self.round.max(round);
         true
@@ -395,7 +414,7 @@ impl Consensus {
         true
     }
 
-    fn reject(&mut self, to: Server, previous_index: Index, hint_index: Index) {
+    pub(super) fn reject(&mut self, to: Server, previous_index: Index, hint_index: Index) {
         let hint_term = self.log.term(hint_index).unwrap_or_default();
         let round = self.round;
         self.send(

@@ -92,7 +92,7 @@ pub(super) struct Incoming {
 /// A whole snapshot on its way to the disk.
 #[derive(Debug)]
 pub(super) struct Installing {
-    snapshot: Arc<Snapshot>,
+    pub(super) snapshot: Arc<Snapshot>,
     /// Of the write, once it is handed out.
     pub(super) ticket: Option<u64>,
 }
@@ -209,6 +209,9 @@ impl Consensus {
         if !self.accept_leader(now, &from, term, index, round) {
             return;
         }
+        if self.installing.is_none() && self.contradicts(index, last_term) {
+            return self.give_way();
+        }
         if self.commit >= index {
             // What is committed here is in the leader's log too.
             self.verified = self.verified.max(self.commit);
@@ -276,7 +279,11 @@ impl Consensus {
         self.verified = self.verified.max(snapshot.index);
         self.acknowledged = Index(0);
         self.log.reset(snapshot.clone());
+        let anew = snapshot.index == Index(0);
         self.installed = Some(snapshot);
+        if anew && let Some(leader) = self.leader.clone() {
+            self.reject(leader, Index(0), Index(0));
+        }
     }
 
     /// A snapshot is to be put out.

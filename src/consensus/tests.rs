@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::harness::{Cluster, ms, server};
 use super::quorum::{copies, majority, reached_by};
 use super::{
-    Config, ConfigError, Consensus, Content, Entry, HardState, Message, Output, Payload, Recovered,
-    RefusedChange, Role,
+    Candidacy, Config, ConfigError, Consensus, Content, Entry, HardState, Message, Output, Payload,
+    Recovered, RefusedChange, Role,
 };
 use crate::types::{Index, Server, Term, Time};
 
@@ -124,14 +124,19 @@ fn a_founder_leads_once_its_vote_is_on_disk() {
     assert_eq!(core.last_index(), Index(2));
 }
 
+fn candidacy(last_index: Index, last_term: Term) -> Candidacy {
+    Candidacy {
+        last_index,
+        last_term,
+        insists: false,
+    }
+}
+
 #[test]
 fn a_vote_waits_for_the_disk_and_is_given_once() {
     let mut core = one_of_three(0);
     let ask = |core: &mut Consensus, who: usize| {
-        let content = Content::Vote {
-            last_index: Index(1),
-            last_term: Term(1),
-        };
+        let content = Content::Vote(candidacy(Index(1), Term(1)));
         core.handle_message(Time(5), server(who), message(2, content));
         outputs(core)
     };
@@ -159,10 +164,7 @@ fn nobody_votes_for_a_log_that_may_lack_a_committed_entry() {
         [(0, 0, false), (9, 0, false), (1, 1, true), (1, 2, true)]
     {
         let mut core = one_of_three(0);
-        let content = Content::Vote {
-            last_index: Index(last_index),
-            last_term: Term(last_term),
-        };
+        let content = Content::Vote(candidacy(Index(last_index), Term(last_term)));
         core.handle_message(Time(5), server(1), message(2, content));
         outputs(&mut core);
         core.handle_persisted(Time(6), 1);
@@ -179,14 +181,8 @@ fn a_voter_that_hears_a_leader_helps_nobody_to_depose_it() {
     let mut core = one_of_three(0);
     core.handle_message(Time(0), server(1), message(1, append((1, 1), vec![], 1)));
     outputs(&mut core);
-    let pre_vote = Content::PreVote {
-        last_index: Index(9),
-        last_term: Term(1),
-    };
-    let vote = Content::Vote {
-        last_index: Index(9),
-        last_term: Term(1),
-    };
+    let pre_vote = Content::PreVote(candidacy(Index(9), Term(1)));
+    let vote = Content::Vote(candidacy(Index(9), Term(1)));
     let early = Time(0) + ms(599);
     core.handle_message(early, server(2), message(1, pre_vote.clone()));
     core.handle_message(early, server(2), message(2, vote));

@@ -78,6 +78,11 @@ pub enum Command {
         /// How many rows.
         rows: u32,
     },
+    /// `rebuild [--yes]`
+    Rebuild {
+        /// Do not ask.
+        confirmed: bool,
+    },
     /// `why NAME`
     Why(String),
     /// `stats`
@@ -170,6 +175,11 @@ pub const COMMANDS: &[(&str, &str, &str)] = &[
         "the last N result rows of a job so far",
     ),
     (
+        "rebuild",
+        "rebuild [--yes]",
+        "go on when most voters are lost for good, with what is left; asks first",
+    ),
+    (
         "why",
         "why NAME",
         "who suspected or removed a member, and on what evidence",
@@ -255,6 +265,8 @@ pub fn parse(words: &[String]) -> Result<Option<Command>, UsageError> {
             job: job_id(job)?,
             rows: number("tail", "N", rows)?,
         },
+        ("rebuild", []) => Command::Rebuild { confirmed: false },
+        ("rebuild", ["--yes"]) => Command::Rebuild { confirmed: true },
         ("why", [node]) => Command::Why((*node).into()),
         ("stats", []) => Command::Stats,
         ("help", []) => Command::Help(None),
@@ -337,6 +349,7 @@ mod tests {
                 .replace("[MODEL]", "m");
             let example = example
                 .replace("[--weight W]", "--weight 2")
+                .replace("[--yes]", "--yes")
                 .replace("[COMMAND]", "put");
             let example = example
                 .replace("COUNT", "3")

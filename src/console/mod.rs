@@ -10,6 +10,7 @@ pub mod client;
 pub mod command;
 pub mod dataset;
 mod progress;
+mod rebuild;
 pub mod run;
 pub mod stdin;
 mod tables;

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::Answer;
 use super::client::{Client, ClientError};
 use super::command::{self, Command};
-use super::{dataset, tables, training, transfer};
+use super::{dataset, rebuild, tables, training, transfer};
 use crate::store::download::Downloaded;
 use crate::types::{FileName, JobId, MemberState};
 use crate::wire::client::{MemberInfo, Receipt, Refusal, Reply, Request, Role, Row};
@@ -23,8 +23,11 @@ fn answer(text: impl Into<String>, json: Value) -> Result<Answer, ClientError> {
     })
 }
 
+/// Asks a person whether to do what the text says.
+pub type Ask<'a> = &'a mut dyn FnMut(&str) -> bool;
+
 /// Runs `command` on the node of `client`; paths are meant on this side.
-pub fn run(client: &mut Client, command: &Command) -> Result<Answer, ClientError> {
+pub fn run(client: &mut Client, command: &Command, ask: Ask) -> Result<Answer, ClientError> {
     match command {
         Command::Join => match client.request(&Request::Join)? {
             Reply::Identity(id) => answer(format!("Joined as {id}"), json!({ "id": id })),
@@ -76,6 +79,8 @@ pub fn run(client: &mut Client, command: &Command) -> Result<Answer, ClientError
             )
         }
         Command::Tail { job, rows } => tail(client, *job, *rows),
+        Command::Rebuild { confirmed: true } => rebuild::rebuild(client, &mut |_| true),
+        Command::Rebuild { confirmed: false } => rebuild::rebuild(client, ask),
         Command::Why(node) => match client.request(&Request::Why(node.clone()))? {
             Reply::Events(events) if events.is_empty() => {
                 answer(no_events(client, node)?, json!({ "events": events }))

@@ -52,7 +52,12 @@ fn pipe(client: &mut Client, mut lines: impl BufRead) -> End {
             Ok(_) => {}
         }
         // A line that is not text is one bad line, not the end.
-        if obey(client, &String::from_utf8_lossy(&line)) == Some(End::Left) {
+        let mut ask = |text: &str| {
+            say(text);
+            let mut answer = String::new();
+            lines.read_line(&mut answer).is_ok() && is_yes(&answer)
+        };
+        if obey(client, &String::from_utf8_lossy(&line), &mut ask) == Some(End::Left) {
             return End::Left;
         }
     }
@@ -70,7 +75,11 @@ fn terminal(client: &mut Client) -> End {
         match editor.readline("dlc> ") {
             Ok(line) => {
                 let _ = editor.add_history_entry(&line);
-                if let Some(end) = obey(client, &line) {
+                let mut ask = |text: &str| {
+                    say(text);
+                    editor.readline("yes or no> ").is_ok_and(|it| is_yes(&it))
+                };
+                if let Some(end) = obey(client, &line, &mut ask) {
                     return end;
                 }
             }
@@ -81,7 +90,7 @@ fn terminal(client: &mut Client) -> End {
 }
 
 /// Runs one line and prints what came of it.
-fn obey(client: &mut Client, line: &str) -> Option<End> {
+fn obey(client: &mut Client, line: &str, ask: run::Ask) -> Option<End> {
     let parsed = command::words(line.trim_end_matches(['\n', '\r']))
         .and_then(|words| command::parse(&words));
     let command = match parsed {
@@ -92,7 +101,7 @@ fn obey(client: &mut Client, line: &str) -> Option<End> {
             return None;
         }
     };
-    match run::run(client, &command) {
+    match run::run(client, &command, ask) {
         Ok(answer) => say(&answer.text),
         // The process may be gone before the answer to `leave` is read.
         Err(ClientError::BrokenOff { .. }) if command == Command::Leave => return Some(End::Left),
@@ -102,6 +111,11 @@ fn obey(client: &mut Client, line: &str) -> Option<End> {
         }
     }
     (command == Command::Leave).then_some(End::Left)
+}
+
+/// Whether a person's answer is yes.
+pub fn is_yes(answer: &str) -> bool {
+    ["y", "yes"].contains(&answer.trim().to_lowercase().as_str())
 }
 
 fn say(text: &str) {

@@ -96,6 +96,17 @@ impl Blobs {
         Ok(held)
     }
 
+    /// What the whole blobs in folder number `folder` say of themselves; those that cannot be
+    /// read are left out.
+    pub fn survey(&self, folder: u8) -> Vec<Trailer> {
+        let folder = self.blobs.join(folder_name(folder.into()));
+        let paths = entries(&folder).unwrap_or_default();
+        let trailers = paths.iter().filter_map(|path| self.opened(path).ok());
+        let mut found: Vec<Trailer> = trailers.map(|(_, trailer)| trailer).collect();
+        found.sort_by_key(|trailer| trailer.blob);
+        found
+    }
+
     /// Free bytes for uploads, [`FREE_BYTES_MIN`] taken off.
     pub fn free_bytes(&self) -> Result<u64, DiskError> {
         let space = rustix::fs::statvfs(&self.blobs)
@@ -225,7 +236,7 @@ impl Blobs {
     }
 
     fn file(&self, blob: BlobId) -> PathBuf {
-        let folder = format!("{:02x}", blob.counter % FOLDERS);
+        let folder = folder_name(blob.counter % FOLDERS);
         self.blobs.join(folder).join(blob.to_string())
     }
 
@@ -267,6 +278,10 @@ impl Blobs {
         })?;
         Ok((file, trailer))
     }
+}
+
+fn folder_name(number: u64) -> String {
+    format!("{number:02x}")
 }
 
 /// `TERM-COUNTER`.

@@ -79,6 +79,14 @@ impl DataDirectory {
                     ),
                 });
             }
+            // Made and not used yet, or a person took a damaged log away: what was promised on it is
+            // forgotten, so that this is a new server, with the blobs of the old one.
+            Some(identity) if !path.join("format").exists() && !path.join("log").exists() => {
+                Identity {
+                    storage: fresh,
+                    ..identity
+                }
+            }
             Some(identity) => identity,
             None => Identity {
                 node: node.clone(),

@@ -212,7 +212,8 @@ fn damaged(path: &Path, offset: u64, problem: &str) -> DiskError {
         path: path.into(),
         problem: format!(
             "damaged at byte {offset} ({problem}): this copy of the log cannot be trusted; \
-             move the node's data directory away and let it join anew"
+             move `log` and `format` out of the data directory: then this node joins as a new \
+             one, and keeps what it has in `blobs`"
         ),
     }
 }

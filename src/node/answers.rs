@@ -6,11 +6,15 @@
 use super::io::{Output, RequestToken};
 use super::state::Outcome;
 use super::{HAND_OVER, JOIN_PATIENCE, Leaving, Node};
+use crate::consensus;
 use crate::schedule::jobs::Job;
 use crate::types::{BlobId, FileName, JobId, NodeId};
 use crate::wire::client::{
-    Holding, JobInfo, MemberInfo, ModelState, ROWS_MAX, Receipt, Refusal, Reply, Request, Role, Row,
+    Holding, JobInfo, LogState, MemberInfo, ModelState, ROWS_MAX, Receipt, Refusal, Reply, Request,
+    Role, Row,
 };
+use crate::wire::peer::{Change, Command};
+use crate::wire::store::CatalogCommand;
 
 impl Node {
     /// A client's command: answered here, or handed to the gateway.
@@ -33,6 +37,7 @@ impl Node {
             Request::Stats
             | Request::Why(_)
             | Request::LocalModels
+            | Request::Survey(_)
             | Request::ReadLocalModel { .. } => {
                 self.reply(token, Reply::Refused(Refusal::Busy));
             }
@@ -61,6 +66,11 @@ impl Node {
                 let reply = self.locate(&name, newest);
                 self.reply(token, reply);
             }
+            Request::LogState => {
+                let state = self.log_state();
+                self.reply(token, Reply::LogState(state));
+            }
+            Request::FoundAnew => self.found_anew(token),
             request => {
                 if !self.gateway.submit(now, token, request) {
                     self.reply(token, Reply::Refused(Refusal::Busy));
@@ -106,6 +116,53 @@ impl Node {
             }
         };
         self.view.members.values().map(info).collect()
+    }
+
+    fn log_state(&self) -> LogState {
+        let voters = self.consensus.voters().iter();
+        let missing = voters.filter(|voter| self.view.server(voter).is_none());
+        LogState {
+            last_term: self.consensus.last_term(),
+            last_index: self.consensus.last_index(),
+            files: self.state.catalog.file_count() as u64,
+            newest: self.state.catalog.newest_blob(),
+            has_quorum: self.consensus.quorum_reachable(self.now),
+            missing: missing.map(|voter| voter.node.clone()).collect(),
+        }
+    }
+
+    /// Goes on without the voters that are gone; where a coordinator is possible, only as the
+    /// coordinator of a catalog that has no file.
+    fn found_anew(&mut self, token: RequestToken) {
+        let founded = Change::Catalog(CatalogCommand::Founded);
+        if self.leading.is_some() && self.state.catalog.file_count() == 0 {
+            self.propose(None, founded);
+        } else if self.consensus.quorum_reachable(self.now) {
+            return self.reply(token, Reply::Refused(Refusal::HasQuorum));
+        } else {
+            let command = Command {
+                request: None,
+                change: founded,
+            };
+            self.consensus.found_anew(self.now, command.encode());
+        }
+        self.founding.push(token);
+    }
+
+    /// Answers those who wait for the log to be founded anew, once it is or cannot be.
+    pub(super) fn answer_founding(&mut self) {
+        if self.founding.is_empty() || self.consensus.is_founding() {
+            return;
+        }
+        let leads = self.consensus.role() == consensus::Role::Leader;
+        let reply = match leads {
+            true if self.state.founded == self.consensus.term() => Reply::Done,
+            true => return,
+            false => Reply::Refused(Refusal::NotAgreed),
+        };
+        for token in std::mem::take(&mut self.founding) {
+            self.reply(token, reply.clone());
+        }
     }
 
     fn holdings(&self) -> Vec<Holding> {

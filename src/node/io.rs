@@ -32,6 +32,8 @@ pub struct Start {
     /// Bytes of the log after which a snapshot takes its place. More: a longer start; fewer: the
     /// state is written more often.
     pub snapshot_bytes: usize,
+    /// See [`crate::consensus::Config::crash_stop`].
+    pub crash_stop: bool,
 }
 
 /// Why a model was not loaded.

@@ -19,7 +19,7 @@ use crate::schedule::{ScheduleOutput, Scheduler};
 use crate::store::repair::{Repair, RepairOutput};
 use crate::store::uploads::{Abandoned, Uploads};
 use crate::types::{BlobId, Digest, Index, Member, NodeId, RequestId, Server, Term, Time, View};
-use crate::wire::client::{Refusal, Reply, Request};
+use crate::wire::client::{PUT_FILES_MAX, Refusal, Reply, Request};
 use crate::wire::peer::{Change, Command, PeerMessage};
 use crate::wire::schedule::{Input, JobCommand, ScheduleMessage};
 use crate::wire::store::{CatalogCommand, ReplicaChange, StoreMessage};
@@ -326,6 +326,7 @@ impl Node {
             }
             Request::PutCommit { request: id, .. }
             | Request::Delete { request: id, .. }
+            | Request::Adopt { request: id, .. }
             | Request::Publish { request: id, .. }
             | Request::Submit { request: id, .. } => self.change(to, id, request),
             read => leading.new_reads.push((to, read)),
@@ -425,6 +426,17 @@ impl Node {
             }
             Request::Delete { name, .. } if name.is_reserved() => {
                 Err(Refusal::Reserved(name.clone()))
+            }
+            Request::Adopt { files, .. } => {
+                if self.state.founded != leading.term {
+                    let why = "no catalog is being rebuilt, or the coordinator has changed since: \
+                               run `rebuild` again";
+                    return Err(Refusal::Failed(why.into()));
+                }
+                if files.len() > PUT_FILES_MAX {
+                    return Err(Refusal::Busy);
+                }
+                Ok(Change::Catalog(CatalogCommand::Adopt(files.clone())))
             }
             // Whether there is such a file is found when the entry is applied, and remembered
             // with the request id: a copy of this request that comes late must not be carried

@@ -23,7 +23,7 @@ mod voters;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::consensus::{self, Consensus};
+use crate::consensus::{self, Consensus, Payload, Recovered};
 use crate::schedule::worker::{Worker, WorkerOutput};
 use crate::store::placement;
 use crate::store::replica::Replica;
@@ -56,6 +56,8 @@ pub struct Node {
     view: View,
     joined: Option<(Member, ClusterId)>,
     joining: Vec<(RequestToken, Time)>,
+    /// Who wait for this node to found the log anew.
+    founding: Vec<RequestToken>,
     /// What the join under way waits for, where it takes long.
     join_waits: Option<String>,
     leaving: Option<Leaving>,
@@ -72,11 +74,14 @@ pub struct Node {
     local: VecDeque<PeerMessage>,
 }
 
-/// The state in a snapshot.
+/// The state in a snapshot; one without anything is that of an empty log.
 ///
 /// *Panics* where it is none: it came from this node's disk or its leader, and a node that
 /// went on without it would contradict all others.
 fn restored(snapshot: &consensus::Snapshot) -> State {
+    if snapshot.index.0 == 0 {
+        return State::default();
+    }
     match State::decode(&snapshot.state) {
         Ok(state) => state,
         Err(error) => panic!(
@@ -100,6 +105,7 @@ impl Node {
         let mut seeds = crate::types::Rng::new(start.seed);
         let config = consensus::Config {
             retained_bytes: start.snapshot_bytes / 4,
+            crash_stop: start.crash_stop,
             ..consensus::Config::default()
         };
         // Whatever this disk's log may still commit is of no higher term.
@@ -110,7 +116,11 @@ impl Node {
             .map_or(Term(0), |entry| entry.term);
         let snapshot = start.recovered.snapshot.as_ref();
         let last = last.max(snapshot.map_or(Term(0), |snapshot| snapshot.term));
-        let guard = start.recovered.hard_state.term.max(last);
+        let mut guard = start.recovered.hard_state.term.max(last);
+        if start.recovered == Recovered::default() {
+            // Copies on a disk without a log are of a catalog that is lost: `rebuild` may name them.
+            guard = Term(u64::MAX);
+        }
         let state = snapshot.map_or_else(State::default, |snapshot| restored(snapshot));
         let mut replica = Replica::new(start.me.clone(), start.held, guard);
         // What the snapshot's catalog does not name with this node may be named by a later entry.
@@ -131,6 +141,7 @@ impl Node {
             view: View::default(),
             joined: None,
             joining: Vec::new(),
+            founding: Vec::new(),
             join_waits: None,
             leaving: None,
             replica,
@@ -316,6 +327,7 @@ impl Node {
             self.load(model);
         }
         self.lead();
+        self.answer_founding();
         self.go_if_handed_over();
         self.compact();
     }
@@ -445,23 +457,41 @@ impl Node {
             }
             consensus::Output::Persist(write) => self.outputs.push_back(Output::Persist(write)),
             consensus::Output::Apply(entry) => {
+                let before = self.state.term;
                 let outcome = self.state.apply(&entry);
-                let orphans = self.replica.handle_applied(entry.term, &self.state.catalog);
-                self.remove(orphans);
+                // A reign that begins with its voters has gone on without most of the old ones:
+                // its first command may be to keep what the catalog does not name.
+                let is_opening = matches!(entry.payload, Payload::Voters(_));
+                let term = if is_opening { before } else { entry.term };
+                self.sweep(term);
                 self.handle_applied(&entry, outcome);
             }
             consensus::Output::Restore(snapshot) => {
                 self.state = restored(&snapshot);
-                let orphans = self
-                    .replica
-                    .handle_applied(snapshot.term, &self.state.catalog);
-                self.remove(orphans);
+                if snapshot.index.0 == 0 {
+                    log::error!(
+                        "the cluster has gone on without this node (--crash-stop or `rebuild`), and \
+                         decided otherwise: what this side had decided since is taken back"
+                    );
+                    let term = Term(self.consensus.term().0.saturating_sub(1));
+                    self.replica.begin_anew(term);
+                }
+                self.sweep(snapshot.term);
             }
             consensus::Output::Durable(index) => self.handle_durable(index),
             consensus::Output::ReadReady { id } => self.handle_read_ready(id),
             consensus::Output::ReadFailed { id } => self.handle_read_failed(id),
             consensus::Output::Leader { term, leader } => self.handle_leader(term, leader),
         }
+    }
+
+    /// Removes the copies that nothing names any more once an entry of `term` is applied.
+    fn sweep(&mut self, term: Term) {
+        if self.state.founded == term {
+            self.replica.keep_unnamed(term);
+        }
+        let orphans = self.replica.handle_applied(term, &self.state.catalog);
+        self.remove(orphans);
     }
 
     fn handle_leader(&mut self, term: Term, leader: Option<Server>) {

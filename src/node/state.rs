@@ -60,6 +60,8 @@ pub struct State {
     pub applied: Index,
     /// Term of the last applied entry.
     pub term: Term,
+    /// Reign that began without most of the voters (`rebuild`), the last one.
+    pub founded: Term,
     answers: BTreeMap<RequestId, (Index, Outcome)>,
     order: VecDeque<RequestId>,
     weight: usize,
@@ -139,6 +141,20 @@ impl State {
                         .map(|(upload, version)| (upload.name.clone(), upload.blob, version))
                         .collect(),
                 )
+            }
+            (CatalogCommand::Adopt(files), _) => {
+                // The files of lost jobs keep their names.
+                files
+                    .iter()
+                    .filter_map(|file| file.name.job())
+                    .for_each(|job| {
+                        self.jobs.skip(job);
+                    });
+                Outcome::Done
+            }
+            (CatalogCommand::Founded, _) => {
+                self.founded = self.term;
+                Outcome::Done
             }
             (_, Applied::Deleted(0)) => match change {
                 CatalogCommand::Delete(name) => Outcome::Refused(Refusal::NotFound(name.clone())),

@@ -114,6 +114,8 @@ pub enum Applied {
     Deleted(u64),
     /// Replica sets were changed.
     Replicas,
+    /// Nothing here.
+    Founded,
 }
 
 /// The state machine. Equal logs give equal catalogs.
@@ -138,7 +140,7 @@ impl Catalog {
     /// Applies one command of the log.
     pub fn apply(&mut self, command: &CatalogCommand) -> Applied {
         match command {
-            CatalogCommand::Put(uploads) => {
+            CatalogCommand::Put(uploads) | CatalogCommand::Adopt(uploads) => {
                 Applied::Put(uploads.iter().map(|upload| self.put(upload)).collect())
             }
             CatalogCommand::Delete(name) => Applied::Deleted(self.delete(name)),
@@ -146,6 +148,7 @@ impl Catalog {
                 changes.iter().for_each(|change| self.change(change));
                 Applied::Replicas
             }
+            CatalogCommand::Founded => Applied::Founded,
         }
     }
 
@@ -232,6 +235,11 @@ impl Catalog {
     pub fn names(&self, blob: &BlobId, server: &Server) -> bool {
         self.record(blob)
             .is_some_and(|record| record.replicas.contains(server))
+    }
+
+    /// The last blob that is known.
+    pub fn newest_blob(&self) -> Option<BlobId> {
+        self.blobs.keys().next_back().copied()
     }
 
     /// How many files have a version.

@@ -193,6 +193,35 @@ impl Replica {
         orphans.collect()
     }
 
+    /// Copies that the catalog does not name stay until an entry of a higher term than `term` is
+    /// applied.
+    pub fn keep_unnamed(&mut self, term: Term) {
+        for blob in &self.unnamed {
+            if let Some(held) = self.held.get_mut(blob) {
+                held.guard = held.guard.max(term);
+                held.phase = Phase::Ordered;
+                held.sure = false;
+                held.known = false;
+            }
+        }
+        for fetch in self.in_flight.values_mut() {
+            fetch.guard = fetch.guard.max(term);
+        }
+    }
+
+    /// The catalog begins anew, empty: what it will name is not known before an entry of a higher
+    /// term than `term` is applied.
+    pub fn begin_anew(&mut self, term: Term) {
+        for held in self.held.values_mut() {
+            held.mine = false;
+        }
+        self.unnamed = self.held.keys().copied().collect();
+        self.lost.clear();
+        self.fresh.clear();
+        self.revision = 0;
+        self.keep_unnamed(term);
+    }
+
     /// The leader of `term` orders copies of `blobs`.
     #[must_use]
     pub fn handle_pull(&mut self, term: Term, blobs: Vec<Located>) -> PullAnswer {

@@ -18,10 +18,10 @@ use super::listen::{CONNECTIONS_MAX, Connection, Service};
 use super::local::LocalModels;
 use super::ping::{Command, Handle};
 use super::wake::is_closed;
-use crate::disk::{BlobWriter, Blobs, DiskError};
+use crate::disk::{BlobWriter, Blobs, DiskError, Trailer};
 use crate::node::io::Input;
 use crate::types::{BlobId, Digest};
-use crate::wire::client::{PUT_FILES_MAX, Refusal, Reply, Request};
+use crate::wire::client::{Found, PUT_FILES_MAX, Refusal, Reply, Request};
 use crate::wire::datagram::MembershipRequest;
 use crate::wire::peer::{BlobHeader, BlobReply, BlobRequest, PeerMessage, Purpose};
 use crate::wire::{
@@ -138,6 +138,7 @@ impl Files {
                 Request::Stats => Some(self.stats()),
                 Request::Why(name) => Some(self.why(name)),
                 Request::LocalModels => Some(self.models.list()),
+                Request::Survey(folder) => Some(self.survey(folder)),
                 Request::ReadLocalModel {
                     name,
                     weights,
@@ -163,6 +164,17 @@ impl Files {
             all.extend(named);
         }
         Reply::Stats(all)
+    }
+
+    fn survey(&self, folder: u8) -> Reply {
+        let found = |trailer: Trailer| Found {
+            blob: trailer.blob,
+            name: trailer.name,
+            bytes: trailer.bytes,
+            digest: trailer.digest,
+        };
+        let blobs = self.blobs.survey(folder).into_iter().map(found).collect();
+        Reply::Survey(self.shared.me.clone(), blobs)
     }
 
     fn why(&self, name: String) -> Reply {

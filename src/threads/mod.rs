@@ -131,6 +131,8 @@ pub struct Settings {
     pub models: PathBuf,
     /// Join at once.
     pub join: bool,
+    /// Members that are gone have crashed: go on without a majority of them.
+    pub crash_stop: bool,
 }
 
 impl Settings {
@@ -146,6 +148,7 @@ impl Settings {
             data_directory: arguments.data_directory(),
             models: arguments.models.clone(),
             join: arguments.join,
+            crash_stop: arguments.crash_stop,
         })
     }
 }
@@ -299,6 +302,7 @@ pub fn start(
         held,
         seed,
         snapshot_bytes: SNAPSHOT_BYTES,
+        crash_stop: settings.crash_stop,
     };
     let node = Node::new(start, clock.now());
     let membership = {

@@ -77,6 +77,7 @@ fn holder(contents: &[(u64, Vec<u8>)]) -> Holder {
         data_directory: at.path().into(),
         models: at.path().join("models"),
         join: false,
+        crash_stop: false,
     };
     let bound = bind("127.0.0.1:0".parse().expect("an address")).expect("bound");
     let node = start(settings, bound, Box::new(Brightest::default())).expect("started");

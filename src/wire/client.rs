@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use super::schedule::{Model, Outcome};
 use super::store::{Located, Target, Upload};
 use crate::types::{
-    BlobId, Digest, FileName, Incarnation, JobId, MemberState, NodeId, RequestId, Server, Version,
+    BlobId, Digest, FileName, Incarnation, Index, JobId, MemberState, NodeId, RequestId, Server,
+    Term, Version,
 };
 
 /// One command to a node.
@@ -50,6 +51,13 @@ pub enum Request {
         newest: u64,
     },
 
+    /// How much of the cluster's log this node has.
+    LogState,
+    /// The blobs in one of the folders of this node's disk; below [`SURVEY_FOLDERS`].
+    Survey(u8),
+    /// Go on with this node's log and without the voters that are gone, for good.
+    FoundAnew,
+
     // Answered by the coordinator.
     /// Where the newest versions of a file can be read; newest first.
     Locate {
@@ -82,6 +90,13 @@ pub enum Request {
         request: RequestId,
         /// The SDFS name.
         name: FileName,
+    },
+    /// Name files that lie on the nodes' disks and are in no catalog any more.
+    Adopt {
+        /// Names this command.
+        request: RequestId,
+        /// Which bytes, and who has them; at most [`PUT_FILES_MAX`].
+        files: Vec<Upload>,
     },
     /// The live nodes that hold the newest version of a file.
     Replicas(FileName),
@@ -131,7 +146,9 @@ pub enum Request {
 
 /// Most rows in one answer.
 pub const ROWS_MAX: u32 = 10_000;
-/// Most files in one `PutBegin` or `PutCommit`.
+/// Folders of blobs that each node has.
+pub const SURVEY_FOLDERS: u16 = 256;
+/// Most files in one `PutBegin`, `PutCommit` or `Adopt`.
 pub const PUT_FILES_MAX: usize = 1_000;
 
 impl Request {
@@ -149,6 +166,9 @@ impl Request {
                 | LocalModels
                 | ReadLocalModel { .. }
                 | LocateStale { .. }
+                | LogState
+                | Survey(_)
+                | FoundAnew
         )
     }
 }
@@ -214,6 +234,36 @@ pub struct Holding {
     pub version: Version,
     /// Length in bytes.
     pub bytes: u64,
+}
+
+/// How much of the cluster's log a node has. The greater one has more.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct LogState {
+    /// Term of the last entry.
+    pub last_term: Term,
+    /// The last entry.
+    pub last_index: Index,
+    /// Files in its catalog.
+    pub files: u64,
+    /// The last blob that its catalog names.
+    pub newest: Option<BlobId>,
+    /// Whether enough voters are there, as far as it knows.
+    pub has_quorum: bool,
+    /// Voters that are no live members.
+    pub missing: Vec<NodeId>,
+}
+
+/// A blob on a node's disk, by what its file says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Found {
+    /// The bytes.
+    pub blob: BlobId,
+    /// The SDFS name that it was uploaded under.
+    pub name: FileName,
+    /// Length in bytes.
+    pub bytes: u64,
+    /// BLAKE3 of the bytes.
+    pub digest: Digest,
 }
 
 /// A model in a node's model directory.
@@ -366,6 +416,10 @@ pub enum Reply {
     Events(Vec<String>),
     /// To `LocalModels`.
     LocalModels(Vec<LocalModel>),
+    /// To `LogState`.
+    LogState(LogState),
+    /// To `Survey`: the node's name and disk, and its blobs.
+    Survey(Server, Vec<Found>),
     /// To `ReadLocalModel`: bytes from the offset; empty at the end.
     Bytes(Vec<u8>),
     /// To `Locate` and `LocateStale`: newest first, and whether more versions exist.
@@ -418,6 +472,16 @@ pub enum Refusal {
     /// out is not known where it had been sent before; repeat it with the same request id.
     #[error("no coordinator with a majority of the voters is reachable{}; start the missing nodes or wait", missing(.0))]
     NoQuorum(Vec<NodeId>),
+    /// The log needs no rebuilding.
+    #[error(
+        "enough voters are there for a coordinator: there is nothing to rebuild. Without one, wait some seconds"
+    )]
+    HasQuorum,
+    /// The live members did not all agree to go on with this node's log.
+    #[error(
+        "not every live node agreed within 5 s to go on with this node's log: try again, and stop a node that does not answer"
+    )]
+    NotAgreed,
     /// No such file, or it is deleted.
     #[error("no file {0:?} in SDFS: `store` lists what a node holds")]
     NotFound(FileName),

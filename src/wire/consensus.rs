@@ -87,16 +87,23 @@ pub struct Message {
     pub content: Content,
 }
 
+/// What a server that asks for votes says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Candidacy {
+    /// Its last entry.
+    pub last_index: Index,
+    /// Term of its last entry.
+    pub last_term: Term,
+    /// It goes on without a majority and lacks nothing that was answered: a longer log of a
+    /// server that does not know what was answered is no reason to refuse.
+    pub insists: bool,
+}
+
 /// What a message says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Content {
     /// "Would you vote for me in the term after `Message::term`?" (thesis, section 9.6)
-    PreVote {
-        /// The asker's last entry.
-        last_index: Index,
-        /// Term of the asker's last entry.
-        last_term: Term,
-    },
+    PreVote(Candidacy),
     /// The answer to [`Content::PreVote`]; promises nothing.
     PreVoteReply {
         /// The asker's term when it asked.
@@ -105,12 +112,7 @@ pub enum Content {
         granted: bool,
     },
     /// "Vote for me in `Message::term`." (Raft, section 5.2)
-    Vote {
-        /// The candidate's last entry.
-        last_index: Index,
-        /// Term of the candidate's last entry.
-        last_term: Term,
-    },
+    Vote(Candidacy),
     /// The answer to [`Content::Vote`]. A vote that is granted is on the voter's disk.
     VoteReply {
         /// Whether the vote was given.

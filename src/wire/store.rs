@@ -51,6 +51,11 @@ pub enum CatalogCommand {
     Delete(FileName),
     /// Changes of replica sets.
     Replicas(Vec<ReplicaChange>),
+    /// The log goes on without most of its voters (`rebuild`): until the next reign nobody
+    /// removes copies that the catalog does not name.
+    Founded,
+    /// Names files that lay on the members' disks and that the catalog may have lost.
+    Adopt(Vec<Upload>),
 }
 
 /// The bytes of one version, and where they can be read.

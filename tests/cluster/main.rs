@@ -8,3 +8,4 @@ mod files;
 mod harness;
 mod jobs;
 mod own_model;
+mod recovery;

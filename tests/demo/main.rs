@@ -48,7 +48,8 @@ fn show(client: &mut Client, line: &str) -> Result<Answer> {
 
 fn quiet(client: &mut Client, line: &str) -> Result<Answer> {
     let command: Option<Command> = command::parse(&command::words(line)?)?;
-    run::run(client, &command.context("a command")?).with_context(|| line.to_string())
+    run::run(client, &command.context("a command")?, &mut |_| false)
+        .with_context(|| line.to_string())
 }
 
 fn demo() -> Result<()> {

@@ -538,7 +538,7 @@ impl Sim {
         };
         match &message.content {
             Content::Snapshot { part, .. } if !part.is_empty() => self.count("snapshot parts"),
-            Content::Vote { .. } => self.count("votes asked for"),
+            Content::Vote(_) => self.count("votes asked for"),
             _ => {}
         }
         let safe = self.hosts[id].disk.last_safe();

@@ -1,0 +1,158 @@
+//! Going on without a majority, where the cluster's owner has asked for it.
+//!
+//! Decides: when the live members may elect a leader though most voters are gone, and what a
+//! server does whose decisions contradict those of such a leader. Leaves to others: which members
+//! are live, and what is to be read from the disks of those that are left (`node`).
+//!
+//! Nothing here is Raft, and nothing of it happens unasked. There are two occasions:
+//!
+//! - *crash-stop* ([`Config::crash_stop`](super::Config)): whoever is gone from the members has
+//!   crashed, and was not merely cut off. With at most [`VOTERS_MAX`] voters, so with at most four
+//!   members, every live member has every answered entry on its disk, so that any one of them can
+//!   go on with nothing lost, once the members have told it that the missing voters failed. Who
+//!   has just started does not know what was answered in its absence: it does not go on without
+//!   a majority, and is elected only with the votes of all members that it has met.
+//! - *founding anew* ([`Consensus::found_anew`]): a person says that the missing voters will not
+//!   come back. What only they had is lost.
+//!
+//! In both, all live members must agree, which chooses the longest log among them; the new leader
+//! makes itself the only voter, and the others join it by the usual rules.
+//!
+//! Where the owner was wrong, two leaders have decided without each other. Their terms differ:
+//! each such election skips a random number of terms, the greater the more members took part. Once
+//! they meet the higher term wins, so the side with more members, mostly; a server of the other
+//! side finds its own decisions contradicted, gives them up and takes the whole log anew.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::quorum::majority;
+use super::snapshots::Installing;
+use super::{Consensus, Entry, Role, Snapshot};
+use crate::types::{Index, Server, Term, Time};
+
+/// Most voters with whom a crash-stop cluster goes on alone: those of four members, and one who
+/// is just taking another's place.
+const VOTERS_MAX: usize = 4;
+/// How long the live members are asked to found the cluster's log anew.
+const FOUNDING_TIME: Duration = Duration::from_secs(5);
+/// A forced election skips up to so many terms, and as many more for each live member.
+const TERMS_SKIPPED: u64 = 1 << 32;
+
+/// See [`Consensus::found_anew`].
+#[derive(Debug)]
+pub(super) struct Founding {
+    deadline: Time,
+    /// The first command of the reign.
+    pub(super) first: Arc<[u8]>,
+}
+
+impl Consensus {
+    /// Asks all live members to follow this server from now on, without the voters that are gone.
+    /// `first` is the first command of the reign. Only for a person who knows that the missing
+    /// ones never come back. Another member's log may be longer: then it refuses, and should be
+    /// the one that asks.
+    pub fn found_anew(&mut self, now: Time, first: Arc<[u8]>) {
+        if self.role == Role::Leader || self.installing.is_some() {
+            return;
+        }
+        let deadline = now + FOUNDING_TIME;
+        self.founding = Some(Founding { deadline, first });
+        self.leader = None;
+        self.leader_heard = None;
+        self.start_pre_vote(now);
+    }
+
+    /// Whether [`Consensus::found_anew`] is still asking.
+    pub fn is_founding(&self) -> bool {
+        self.founding.is_some()
+    }
+
+    pub(super) fn end_late_founding(&mut self, now: Time) {
+        self.founding = self.founding.take_if(|founding| now < founding.deadline);
+    }
+
+    /// Whether the live members may elect a leader among themselves, whoever votes by the log.
+    pub(super) fn may_force(&self) -> bool {
+        self.founding.is_some() || self.insists()
+    }
+
+    /// Whether a crash-stop cluster's voters have crashed and this server can take their place.
+    pub(super) fn insists(&self) -> bool {
+        let voters = self.log.voters();
+        let gone = voters.iter().filter(|voter| !self.live.contains(*voter));
+        let left = voters.len() - gone.clone().count();
+        self.config.crash_stop
+            && self.complete
+            && (1..=VOTERS_MAX).contains(&voters.len())
+            && left < majority(voters.len())
+            && gone.clone().all(|voter| self.lost.contains(voter))
+    }
+
+    /// Whether this server asks to be elected when it hears no leader. Where a crash-stop cluster
+    /// needs all votes, the one with the longest log must, voter or not.
+    pub(super) fn may_stand(&self) -> bool {
+        self.is_voter() || self.config.crash_stop || self.may_force()
+    }
+
+    /// Notes which voters are gone; whether one of them has just been lost.
+    pub(super) fn note_losses(&mut self, live: &std::collections::BTreeSet<Server>) -> bool {
+        let voters = self.log.voters();
+        let lost = self.live.difference(live);
+        let lost: Vec<Server> = lost.filter(|it| voters.contains(it)).cloned().collect();
+        self.lost
+            .retain(|server| !live.contains(server) && voters.contains(server));
+        let any = !lost.is_empty();
+        self.lost.extend(lost);
+        any
+    }
+
+    /// The term of the election that this server begins.
+    pub(super) fn next_term(&mut self) -> Term {
+        let mut term = self.term.0 + 1;
+        if self.config.crash_stop || self.may_force() {
+            let members = self.live.len() as u64;
+            term += members * TERMS_SKIPPED + self.rng.below(TERMS_SKIPPED);
+        }
+        Term(term)
+    }
+
+    /// Whether a leader's entry at `index`, of `term`, is not the one that is committed here.
+    pub(super) fn contradicts(&self, index: Index, term: Term) -> bool {
+        index <= self.commit
+            && match self.log.term(index) {
+                Some(own) => own != term,
+                // Not in memory any more; terms never fall along the log.
+                None => self.log.offset_term() < term,
+            }
+    }
+
+    /// Whether an append has an entry that [contradicts](Consensus::contradicts) this server's.
+    pub(super) fn is_contradicted(&self, previous: (Index, Term), entries: &[Entry]) -> bool {
+        let mut entries = entries.iter().map(|entry| (entry.index, entry.term));
+        self.contradicts(previous.0, previous.1)
+            || entries.any(|(index, term)| self.contradicts(index, term))
+    }
+
+    /// Gives up everything that was decided here: an empty log takes its place on disk, and then
+    /// the leader's does.
+    pub(super) fn give_way(&mut self) {
+        self.incoming = None;
+        self.verified = Index(0);
+        self.acknowledged = Index(0);
+        self.complete = false;
+        self.installing = Some(Installing {
+            snapshot: Arc::new(Snapshot {
+                index: Index(0),
+                term: Term(0),
+                voters: Vec::new(),
+                state: Arc::new([]),
+            }),
+            ticket: None,
+        });
+    }
+}
+
+#[cfg(test)]
+#[path = "recovery_tests.rs"]
+mod tests;

@@ -67,7 +67,7 @@ cluster-test: build data models ## the tests on real processes: start, join, put
 	$(CARGO) test $(LIGHT) --test cluster
 
 # make hands SEED, SEEDS, FROM and PLANT on in the environment.
-sim: ## replays one simulation, SEED=n, or hunts through many, SEEDS=n
+sim: ## replays one simulation, SEED=n, or hunts through many, SEEDS=n (each twice; ONCE=1)
 	@test -n "$(SEED)$(SEEDS)" || { echo "error: which? make sim SEED=7 or make sim SEEDS=2000" >&2; exit 2; }
 	@$(CARGO) test $(LIGHT) $(if $(PLANT),--features planted) --test sim
 

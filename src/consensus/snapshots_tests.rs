@@ -126,3 +126,23 @@ fn a_part_that_is_lost_is_sent_again_and_one_under_way_is_not() {
         .len();
     assert_eq!(full.count(), state.div_ceil(40), "{trace}");
 }
+
+/// Otherwise a server that lacks a majority would write the same snapshot over and over.
+#[test]
+fn entries_that_are_not_applied_do_not_call_for_a_snapshot() {
+    let mut core = one_of_three(1);
+    let command = |index| entry(2, index, Payload::Command([7; 1000].as_slice().into()));
+    let entries = (2..12).map(command).collect();
+    core.handle_message(Time(1), server(0), message(2, append((1, 1), entries, 4)));
+    for _ in 0..3 {
+        for write in said_and_written(&mut core).1 {
+            core.handle_persisted(Time(2), write.ticket);
+        }
+    }
+    assert_eq!((core.applied(), core.last_index()), (Index(4), Index(11)));
+    let (log, _) = core.log_bytes();
+    assert!((3000..4000).contains(&log), "{log}");
+    core.compact(core.applied(), [1].as_slice().into());
+    assert_eq!(core.log_bytes(), (0, 1));
+    core.check_invariants();
+}

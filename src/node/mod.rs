@@ -457,8 +457,11 @@ impl Node {
             }
             consensus::Output::Persist(write) => self.outputs.push_back(Output::Persist(write)),
             consensus::Output::Apply(entry) => {
-                let before = self.state.term;
+                let (before, founded) = (self.state.term, self.state.founded);
                 let outcome = self.state.apply(&entry);
+                if self.state.founded != founded {
+                    self.replica.keep_unnamed(entry.term);
+                }
                 // A reign that begins with its voters has gone on without most of the old ones:
                 // its first command may be to keep what the catalog does not name.
                 let is_opening = matches!(entry.payload, Payload::Voters(_));
@@ -476,6 +479,9 @@ impl Node {
                     let term = Term(self.consensus.term().0.saturating_sub(1));
                     self.replica.begin_anew(term);
                 }
+                if self.state.founded == snapshot.term {
+                    self.replica.keep_unnamed(snapshot.term);
+                }
                 self.sweep(snapshot.term);
             }
             consensus::Output::Durable(index) => self.handle_durable(index),
@@ -487,9 +493,6 @@ impl Node {
 
     /// Removes the copies that nothing names any more once an entry of `term` is applied.
     fn sweep(&mut self, term: Term) {
-        if self.state.founded == term {
-            self.replica.keep_unnamed(term);
-        }
         let orphans = self.replica.handle_applied(term, &self.state.catalog);
         self.remove(orphans);
     }

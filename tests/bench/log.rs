@@ -6,6 +6,8 @@
 //! min(4, n) nodes. All nodes share this machine's disk. The limit beside each figure is
 //! measured right before it: as many threads as there are nodes write as many bytes as a write of
 //! the log had, each to a file of its own, and sync.
+//!
+//! Last, what a snapshot of much costs: the thread that hears the others encodes it.
 
 #[path = "../cluster/harness.rs"]
 #[allow(dead_code)]
@@ -19,9 +21,16 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use dlc::consensus::{Entry, Payload};
 use dlc::console::client::{Client, ClientError};
-use dlc::types::FileName;
+use dlc::node::state::State;
+use dlc::types::{
+    BlobId, Digest, FileName, Index, JobId, NodeId, Server, StorageId, Term, Version, WallTime,
+};
 use dlc::wire::client::{Refusal, Reply, Request};
+use dlc::wire::peer::{Change, Command};
+use dlc::wire::schedule::{FinishedTask, JobCommand, Model, Outcome};
+use dlc::wire::store::{CatalogCommand, Upload};
 use real::{Cluster, wait_until};
 
 const CLIENTS: [usize; 3] = [1, 16, 128];
@@ -65,6 +74,99 @@ fn main() {
             );
         }
     }
+    snapshots();
+}
+
+/// Time to encode and to restore a state with many files, and with a job over all of them.
+fn snapshots() {
+    println!("\nA snapshot of so much        MB  encoded in ms  restored in ms");
+    for files in [100_000, 1_000_000] {
+        let mut state = State::default();
+        fill(&mut state, files);
+        cost(&format!("{files} files"), &state);
+        let at = WallTime(0);
+        let submit = JobCommand::Submit {
+            model: "m".into(),
+            dataset: "digit.png".into(),
+            batch: 1,
+            weight: 1,
+            at,
+        };
+        apply(&mut state, Change::Job(submit));
+        for first in (0..files).step_by(1000) {
+            let row = |input| {
+                let (label, confidence) = ("seven".into(), 0.9);
+                (input, Outcome::Label { label, confidence })
+            };
+            let task = FinishedTask {
+                job: JobId(0),
+                node: NodeId::new("n1").expect("a name"),
+                elapsed: 1_000_000,
+                rows: (first..first + 1000).map(row).collect(),
+            };
+            let tasks = vec![task];
+            apply(&mut state, Change::Job(JobCommand::Finished { tasks, at }));
+        }
+        cost(&format!("and {files} rows"), &state);
+    }
+}
+
+fn cost(what: &str, state: &State) {
+    let begun = Instant::now();
+    let bytes = state.encode();
+    let encoded = begun.elapsed();
+    let begun = Instant::now();
+    State::decode(&bytes).expect("its own bytes");
+    let restored = begun.elapsed();
+    println!(
+        "{what:<24} {:>6.1} {:>14.0} {:>15.0}",
+        bytes.len() as f64 / 1e6,
+        encoded.as_secs_f64() * 1e3,
+        restored.as_secs_f64() * 1e3
+    );
+}
+
+/// `files` files, each with copies on four of seven nodes, and a model.
+fn fill(state: &mut State, files: u32) {
+    let server = |number: u32| Server {
+        node: NodeId::new(&format!("n{}", number % 7)).expect("a name"),
+        storage: StorageId(u128::from(number % 7)),
+    };
+    for first in (0..files).step_by(1000) {
+        let upload = |number: u32| Upload {
+            name: FileName::new(&format!("digit{number}.png")).expect("a name"),
+            blob: BlobId {
+                term: Term(1),
+                counter: number.into(),
+            },
+            bytes: 300,
+            digest: Digest::of(&number.to_le_bytes()),
+            replicas: (number..number + 4).map(server).collect(),
+        };
+        let uploads = (first..first + 1000).map(upload).collect();
+        apply(state, Change::Catalog(CatalogCommand::Put(uploads)));
+    }
+    let file = (FileName::new("digit0.png").expect("a name"), Version(0));
+    apply(
+        state,
+        Change::Job(JobCommand::Publish(Model {
+            name: "m".into(),
+            manifest: file.clone(),
+            weights: file,
+            digest: Digest::of(b"m"),
+        })),
+    );
+}
+
+fn apply(state: &mut State, change: Change) {
+    let request = None;
+    let index = Index(state.applied.0 + 1);
+    let payload = Payload::Command(Command { request, change }.encode());
+    state.apply(&Entry {
+        term: Term(1),
+        index,
+        payload,
+    });
 }
 
 fn stats(addr: SocketAddr) -> BTreeMap<String, u64> {

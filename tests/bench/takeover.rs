@@ -1,15 +1,19 @@
 //! How soon jobs go on after their coordinator has failed: seven real nodes, two jobs. Run by
-//! `make bench-takeover`; `ROUNDS` (20) are the failures of each kind.
+//! `make bench-takeover`; `ROUNDS` (20) are the failures of each kind. Links are cut between
+//! network namespaces, where those can be made.
 //!
 //! Two figures for each failure, both from the moment of the blow: when a client sees the count
 //! of finished queries move again, and when the rate is back: the start of the first second in
 //! which at least 95 % of what the survivors do in a second are finished. What they do is
 //! measured in each round, from four to eight seconds after the blow.
 
+#[allow(dead_code)]
+mod namespaces;
 #[path = "../cluster/harness.rs"]
 #[allow(dead_code)]
 mod real;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,9 +22,12 @@ use std::time::{Duration, Instant};
 use dlc::console::client::Client;
 use dlc::models::mnist::{self, Split};
 use dlc::wire::client::{Reply, Request};
+use namespaces::{run_in_hub, set_link, start_all};
 use real::{Cluster, wait_until};
 use rustix::process::Signal;
 
+/// The argument with which this program starts itself again inside the hub.
+const INSIDE: &str = "takeover-inside-the-hub";
 const NODES: usize = 7;
 /// The whole training set: a job lasts for several rounds.
 const INPUTS: usize = 60_000;
@@ -33,40 +40,92 @@ const PATIENCE: Duration = Duration::from_secs(120);
 enum Failure {
     Killed,
     Stopped,
+    Cut,
+}
+
+impl Failure {
+    /// In words, and most seconds until the count moves and until the rate is back.
+    fn describe(self) -> (&'static str, f64) {
+        match self {
+            Failure::Killed => ("killed (kill -9)", 1.5),
+            Failure::Stopped => ("silent (SIGSTOP)", 4.0),
+            Failure::Cut => ("its link is cut", 4.0),
+        }
+    }
+
+    fn strike(self, cluster: &mut Cluster, leader: &str) {
+        match self {
+            Failure::Killed => cluster.kill(leader),
+            Failure::Stopped => cluster.nodes[leader].signal(Signal::STOP),
+            Failure::Cut => set_link(number(leader), false),
+        }
+    }
+
+    fn mend(self, cluster: &mut Cluster, leader: &str) {
+        match self {
+            Failure::Killed => cluster.start(leader),
+            Failure::Stopped => cluster.nodes[leader].signal(Signal::CONT),
+            Failure::Cut => set_link(number(leader), true),
+        }
+    }
+}
+
+fn number(node: &str) -> usize {
+    node[1..].parse().expect("nodes are n1, n2, ...")
 }
 
 /// When a count was seen, and the count.
 type Sample = (Instant, u64);
 
 fn main() {
+    let dir = tempfile::tempdir().expect("a folder for the cluster");
+    let dir = dir.path();
+    let Some(()) = digits(dir) else { return };
+    if std::env::args().nth(1).as_deref() == Some(INSIDE) {
+        return run(in_namespaces(dir), &[Failure::Cut]);
+    }
+    let cluster = Cluster::with_nodes(dir, NODES);
+    println!("The coordinator of {NODES} real nodes fails while two jobs run (seconds)");
+    println!("                                    p50    max   bar");
+    run(cluster, &[Failure::Killed, Failure::Stopped]);
+    run_in_hub("A cut link", INSIDE, NODES);
+}
+
+/// The same cluster, each node in a namespace of its own.
+fn in_namespaces(dir: &Path) -> Cluster {
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
+    let mut processes = start_all(dir, NODES, &models).into_iter();
+    let introducer = processes.next().expect("the introducer");
+    let names = (1..=NODES).map(|number| format!("n{number}"));
+    let cluster = Cluster {
+        dir: dir.into(),
+        introducer,
+        nodes: names.zip(processes).collect::<BTreeMap<_, _>>(),
+        models,
+    };
+    cluster.wait_for_members(NODES);
+    cluster
+}
+
+fn run(mut cluster: Cluster, failures: &[Failure]) {
     let rounds = std::env::var("ROUNDS").ok().filter(|text| !text.is_empty());
     let rounds: usize = rounds.map_or(20, |text| text.parse().expect("ROUNDS is a number"));
-    let dir = tempfile::tempdir().expect("a folder for the cluster");
-    let Some(()) = digits(dir.path()) else { return };
-    let mut cluster = Cluster::with_nodes(dir.path(), NODES);
     cluster.ok("n1", &["train", "lenet"]);
     cluster.ok("n1", &["upload_data", "digit.png", &INPUTS.to_string()]);
-    println!(
-        "The coordinator of {NODES} real nodes fails while two jobs run, {rounds} rounds each (seconds)"
-    );
-    println!("                                    p50    max   bar");
     let mut jobs = 0;
-    for (failure, what, bars) in [
-        (Failure::Killed, "killed (kill -9)", [1.5, 1.5]),
-        (Failure::Stopped, "silent (SIGSTOP)", [4.0, 4.0]),
-    ] {
+    for failure in failures {
         let mut figures = Vec::new();
         for _ in 0..rounds {
-            figures.push(round(&mut cluster, failure, &mut jobs));
+            figures.push(round(&mut cluster, *failure, &mut jobs));
         }
+        let (what, bar) = failure.describe();
         for (place, name) in ["count moves", "rate is back"].iter().enumerate() {
             let mut spans: Vec<f64> = figures.iter().map(|found| found[place]).collect();
             spans.sort_by(f64::total_cmp);
             let (median, max) = (spans[spans.len() / 2], spans[spans.len() - 1]);
-            let verdict = if max <= bars[place] { "met" } else { "MISSED" };
+            let verdict = if max <= bar { "met" } else { "MISSED" };
             println!(
-                "{what}: {name:<16} {median:>6.2} {max:>6.2}   max {}: {verdict}",
-                bars[place]
+                "{what}: {name:<16} {median:>6.2} {max:>6.2}   max {bar}: {verdict} ({rounds} rounds)"
             );
         }
     }
@@ -100,18 +159,12 @@ fn round(cluster: &mut Cluster, failure: Failure, jobs: &mut u64) -> [f64; 2] {
         scope.spawn(|| watch(Client::new(addr), &samples, &stop));
         std::thread::sleep(Duration::from_secs(2));
         let blow = Instant::now();
-        match failure {
-            Failure::Killed => cluster.kill(&leader),
-            Failure::Stopped => cluster.nodes[&leader].signal(Signal::STOP),
-        }
+        failure.strike(cluster, &leader);
         std::thread::sleep(Duration::from_secs(9));
         stop.store(true, Ordering::Relaxed);
         blow
     });
-    match failure {
-        Failure::Killed => cluster.start(&leader),
-        Failure::Stopped => cluster.nodes[&leader].signal(Signal::CONT),
-    }
+    failure.mend(cluster, &leader);
     cluster.wait_for_members(NODES);
     // The one that came back has its network again, and its place among the standbys.
     std::thread::sleep(Duration::from_secs(2));

@@ -4,7 +4,7 @@
 //! `SEED=n` replays one seed with a readable trace. `SEEDS=n` hunts through n seeds from
 //! `FROM` (0) on all processors. Neither: as many seeds as fit into the time of a test run.
 //! `PLANT=name` (with the cargo feature `planted`) plants a bug and expects a watcher to catch it.
-//! Each seed runs twice, and both traces must be equal.
+//! Each seed runs twice, and both traces must be equal; with `ONCE=1`, for long hunts, once.
 
 mod clients;
 mod clock;
@@ -173,6 +173,7 @@ fn hunt(from: u64, seeds: Option<u64>, plant: Option<Bug>, all: bool) -> Hunt {
     let stop = AtomicBool::new(false);
     let hunt = Mutex::new(Hunt::default());
     let threads = std::thread::available_parallelism().map_or(1, |count| count.get());
+    let once = is_once();
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
@@ -185,7 +186,10 @@ fn hunt(from: u64, seeds: Option<u64>, plant: Option<Bug>, all: bool) -> Hunt {
                     if enough {
                         return;
                     }
-                    let verdict = run_twice(from + turn, plant);
+                    let verdict = match once {
+                        true => run(from + turn, false, plant),
+                        false => run_twice(from + turn, plant),
+                    };
                     if verdict.violation.is_some() && !all {
                         stop.store(true, Ordering::Relaxed);
                     }
@@ -197,6 +201,10 @@ fn hunt(from: u64, seeds: Option<u64>, plant: Option<Bug>, all: bool) -> Hunt {
         }
     });
     hunt.into_inner().expect("no thread panics with it")
+}
+
+fn is_once() -> bool {
+    std::env::var_os("ONCE").is_some_and(|text| !text.is_empty())
 }
 
 fn replay(seed: u64, plant: Option<Bug>) -> ! {
@@ -235,8 +243,9 @@ fn main() {
     let all = std::env::var_os("ALL").is_some();
     let found = hunt(from, number("SEEDS"), plant, all);
     let wall = started.elapsed().as_secs_f64();
+    let runs = if is_once() { "once" } else { "twice" };
     println!(
-        "{} seeds, each run twice, {} events, {} tasks, {} failures timed, {wall:.1} s",
+        "{} seeds, each run {runs}, {} events, {} tasks, {} failures timed, {wall:.1} s",
         found.seeds, found.events, found.tasks, found.timed
     );
     println!(

@@ -471,6 +471,7 @@ impl Sim {
         let (term, leads) = (consensus.term(), consensus.role() == Role::Leader);
         let applied = process.node.state().applied.0;
         let fresh = freshly_applied(process);
+        let taken_back = applied < process.applied_seen;
         process.applied_seen = applied;
         process.turns += 1;
         if process.turns.is_multiple_of(CHECK_TURNS) {
@@ -482,6 +483,9 @@ impl Sim {
             }
         }
         let (server, size) = (process.server.clone(), process.view.members.len());
+        if taken_back {
+            return self.violate("P10", format!("node-{id} took back what it had applied"));
+        }
         for (index, hash) in fresh {
             let place = index as usize - 1;
             if self.watchers.applied.len() <= place {

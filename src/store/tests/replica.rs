@@ -1,6 +1,6 @@
 //! What a node keeps, fetches, reports and throws away.
 
-use super::{blob, name, put, server, servers};
+use super::{blob, name, put, server, servers, upload};
 use crate::store::replica::{FETCHES_MAX, MISSING_MAX};
 use crate::store::{Catalog, Replica};
 use crate::types::{BlobId, Digest, Term, Version};
@@ -268,4 +268,40 @@ fn a_corrupt_copy_counts_as_missing() {
     assert_eq!(node.replica.missing(), [blob(2, 0)]);
     node.apply(2, &change(blob(2, 0), &[], &[ME]));
     assert_eq!(node.replica.missing(), []);
+}
+
+#[test]
+fn a_reign_without_the_old_voters_keeps_what_may_be_named_in_it() {
+    let (named, found) = (blob(2, 0), blob(2, 1));
+    let mut node = Node::new(&[named, found], 2);
+    node.apply(2, &put("a", named, &[ME, 2]));
+    node.replica.keep_unnamed(Term(9));
+    assert_eq!(node.apply(9, &CatalogCommand::Founded), []);
+    assert_eq!(node.apply(9, &OTHER), []);
+    let adopted = CatalogCommand::Adopt(vec![upload("b", found, &[ME])]);
+    assert_eq!(node.apply(9, &adopted), []);
+    assert_eq!(node.apply(10, &OTHER), []);
+    // The same without a name for it: the next reign takes it away.
+    let mut node = Node::new(&[named, found], 2);
+    node.apply(2, &put("a", named, &[ME, 2]));
+    node.replica.keep_unnamed(Term(9));
+    assert_eq!(node.apply(9, &CatalogCommand::Founded), []);
+    assert_eq!(node.apply(10, &OTHER), [found]);
+}
+
+#[test]
+fn a_catalog_that_begins_anew_takes_nothing_away_until_it_is_whole() {
+    let (kept, lost) = (blob(2, 0), blob(3, 0));
+    let mut node = Node::new(&[], 0);
+    for (term, text, id) in [(2, "a", kept), (3, "b", lost)] {
+        node.replica.handle_stored(id);
+        node.apply(term, &put(text, id, &[ME, 2]));
+    }
+    // The leader of term 9 has another log, in which `lost` was never put.
+    node.catalog = Catalog::new();
+    node.replica.begin_anew(Term(8));
+    node.replica.check_invariants();
+    assert_eq!(node.apply(2, &put("a", kept, &[ME, 2])), []);
+    assert_eq!(node.apply(9, &OTHER), [lost]);
+    assert_eq!(node.replica.held().collect::<Vec<_>>(), [kept]);
 }

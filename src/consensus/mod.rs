@@ -23,6 +23,7 @@ mod election;
 #[cfg(test)]
 mod harness;
 mod log;
+mod progress;
 mod quorum;
 mod reads;
 mod recovery;
@@ -44,9 +45,9 @@ pub use crate::wire::consensus::{
 };
 
 use log::{Log, Unwritten};
+use progress::Progress;
 use reads::PendingRead;
 use recovery::Founding;
-use replication::Progress;
 use snapshots::{Incoming, Installing};
 
 /// A term beyond any that a cluster reaches; a message from there is broken.

@@ -8,73 +8,11 @@
 //! where the entry that it needs next is not in memory any more. Nothing is resent by a timer of its
 //! own: a heartbeat names the entry before the next one, and a server that lacks it says so.
 
-use std::collections::VecDeque;
-
+use super::progress::Progress;
 use super::quorum::{copies, majority, reached_by};
-use super::snapshots::Transfer;
 use super::{Consensus, Content, Entry, Message, Output, Payload, Role};
 use crate::planted::{self, Bug};
 use crate::types::{Index, Server, Term, Time};
-
-/// What the leader knows of another server's log.
-#[derive(Debug)]
-pub(super) struct Progress {
-    /// Up to here the entries are the leader's and on that server's disk.
-    matched: Index,
-    /// The first entry that has not been sent.
-    pub(super) next: Index,
-    /// Whether the server's log is known to reach `next`.
-    streaming: bool,
-    /// The last index of each append that has not been answered, rising.
-    in_flight: VecDeque<Index>,
-    /// An append is due even if it is empty.
-    append_wanted: bool,
-    /// The snapshot that it gets before anything else.
-    pub(super) transfer: Option<Transfer>,
-    /// When the server last answered in this term; at first, when it was added.
-    pub(super) answered: Time,
-    /// The newest round that it answered.
-    pub(super) round: u64,
-}
-
-impl Progress {
-    fn new(next: Index, now: Time) -> Progress {
-        Progress {
-            matched: Index(0),
-            next,
-            streaming: false,
-            in_flight: VecDeque::new(),
-            append_wanted: true,
-            transfer: None,
-            answered: now,
-            round: 0,
-        }
-    }
-
-    pub(super) fn want_append(&mut self) {
-        self.append_wanted = true;
-    }
-
-    /// Goes back to finding out where the log agrees: perhaps at `place`.
-    fn probe(&mut self, place: Index) {
-        self.next = Index(place.0.max(self.matched.0) + 1);
-        self.streaming = false;
-        self.in_flight.clear();
-        self.append_wanted = true;
-    }
-
-    fn has_answered(&mut self, now: Time, round: u64) {
-        self.answered = now;
-        self.round = self.round.max(round);
-    }
-
-    pub(super) fn check_invariants(&self, last: Index, in_flight_max: usize) {
-        assert!(self.matched < self.next && self.next.0 <= last.0 + 1);
-        assert!(self.in_flight.len() <= in_flight_max);
-        assert!(self.streaming || self.in_flight.is_empty());
-        assert!(self.in_flight.back().is_none_or(|sent| *sent < self.next));
-    }
-}
 
 /// The leader's side.
 impl Consensus {

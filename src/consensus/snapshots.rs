@@ -10,75 +10,14 @@
 //! its server takes no entries and does not ask to be elected: its log is about to be another.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use super::replication::Progress;
+use super::progress::{Progress, Transfer};
 use super::{Consensus, Content, Output, Role, Snapshot};
 use crate::planted::{self, Bug};
 use crate::types::{Index, Server, Term, Time};
 
 /// Largest state of a snapshot that is taken from a leader, in bytes.
 const STATE_MAX: u64 = 4 << 30;
-
-/// A snapshot on its way to another server.
-#[derive(Debug)]
-pub(super) struct Transfer {
-    snapshot: Arc<Snapshot>,
-    /// Bytes that have arrived.
-    offset: u64,
-    /// The next message carries a part.
-    part_due: bool,
-    /// When the last part became due.
-    sent: Option<Time>,
-}
-
-impl Transfer {
-    fn new(snapshot: Arc<Snapshot>) -> Transfer {
-        Transfer {
-            snapshot,
-            offset: 0,
-            part_due: false,
-            sent: None,
-        }
-    }
-
-    /// The server has `offset` bytes. Whether a part is due to it.
-    fn advance(&mut self, now: Time, offset: u64, patience: Duration) -> bool {
-        let late = self.sent.is_none_or(|sent| now.since(sent) >= patience);
-        if offset <= self.offset && !late {
-            return false;
-        }
-        self.offset = offset;
-        self.sent = Some(now);
-        self.part_due = offset < self.snapshot.state.len() as u64;
-        self.part_due
-    }
-
-    /// The next message.
-    fn content(&mut self, part_bytes: usize, round: u64) -> Content {
-        let Snapshot {
-            index,
-            term,
-            voters,
-            state,
-        } = &*self.snapshot;
-        let start = self.offset as usize;
-        let end = match self.part_due {
-            true => state.len().min(start + part_bytes),
-            false => start,
-        };
-        self.part_due = false;
-        Content::Snapshot {
-            index: *index,
-            last_term: *term,
-            voters: voters.clone(),
-            bytes: state.len() as u64,
-            offset: self.offset,
-            part: state[start..end].into(),
-            round,
-        }
-    }
-}
 
 /// A snapshot that comes part by part.
 #[derive(Debug)]

@@ -27,3 +27,6 @@ pub struct Answer {
     /// For programs (`--json`).
     pub json: Value,
 }
+
+/// Asks a person whether to do what the text says.
+pub type Ask<'a> = &'a mut dyn FnMut(&str) -> bool;

@@ -8,9 +8,8 @@ use std::collections::BTreeMap;
 
 use serde_json::json;
 
-use super::Answer;
 use super::client::{Client, ClientError};
-use super::run::Ask;
+use super::{Answer, Ask};
 use crate::types::{BlobId, Server};
 use crate::wire::client::{
     LogState, MemberInfo, PUT_FILES_MAX, Refusal, Reply, Request, Role, SURVEY_FOLDERS,

@@ -6,9 +6,9 @@
 
 use serde_json::{Value, json};
 
-use super::Answer;
 use super::client::{Client, ClientError};
 use super::command::{self, Command};
+use super::{Answer, Ask};
 use super::{dataset, rebuild, tables, training, transfer};
 use crate::store::download::Downloaded;
 use crate::types::{FileName, JobId, MemberState};
@@ -22,9 +22,6 @@ fn answer(text: impl Into<String>, json: Value) -> Result<Answer, ClientError> {
         json,
     })
 }
-
-/// Asks a person whether to do what the text says.
-pub type Ask<'a> = &'a mut dyn FnMut(&str) -> bool;
 
 /// Runs `command` on the node of `client`; paths are meant on this side.
 pub fn run(client: &mut Client, command: &Command, ask: Ask) -> Result<Answer, ClientError> {

@@ -14,7 +14,7 @@ use rustyline::{Context, Editor, Helper, Highlighter, Hinter, Validator};
 
 use super::client::{Client, ClientError};
 use super::command::{self, COMMANDS, Command};
-use super::run;
+use super::{Ask, run};
 use crate::wire::client::Request;
 
 /// How the loop ended.
@@ -90,7 +90,7 @@ fn terminal(client: &mut Client) -> End {
 }
 
 /// Runs one line and prints what came of it.
-fn obey(client: &mut Client, line: &str, ask: run::Ask) -> Option<End> {
+fn obey(client: &mut Client, line: &str, ask: Ask) -> Option<End> {
     let parsed = command::words(line.trim_end_matches(['\n', '\r']))
         .and_then(|words| command::parse(&words));
     let command = match parsed {

@@ -68,6 +68,11 @@ impl Consensus {
         self.founding.is_some()
     }
 
+    /// Whether this server has been told in its life of everything that was answered.
+    pub fn is_complete(&self) -> bool {
+        self.complete
+    }
+
     pub(super) fn end_late_founding(&mut self, now: Time) {
         self.founding = self.founding.take_if(|founding| now < founding.deadline);
     }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::results::Results;
 use super::state::{Outcome, State};
 use super::{Node, live_holders, voters};
-use crate::consensus::{Entry, Payload, ReadId};
+use crate::consensus::{Entry, Payload, ReadId, Role};
 use crate::planted::{self, Bug};
 use crate::schedule::jobs::{BATCH_MAX, Jobs, WEIGHT_MAX};
 use crate::schedule::{ScheduleOutput, Scheduler};
@@ -564,9 +564,13 @@ impl Node {
         }
     }
 
-    /// The reign is over: whoever waits asks the next leader; request ids keep that safe.
-    pub(super) fn step_down(&mut self) {
-        let Some(leading) = self.leading.take() else {
+    /// Ends a reign that is over, before anything is done in the next one, which may be this
+    /// node's too and not announced yet. Whoever waits asks the next leader; request ids keep
+    /// that safe.
+    pub(super) fn end_reign(&mut self) {
+        let (role, term) = (self.consensus.role(), self.consensus.term());
+        let is_over = |leading: &mut Leading| role != Role::Leader || leading.term != term;
+        let Some(leading) = self.leading.take_if(is_over) else {
             return;
         };
         let waiting = leading

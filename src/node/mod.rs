@@ -42,6 +42,8 @@ use state::State;
 const JOIN_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a leaving coordinator waits for its successor before it just leaves.
 const HAND_OVER: Duration = Duration::from_secs(5);
+/// Most orders that wait for their term to be known; the oldest is dropped, and comes again.
+const EARLY_MAX: usize = 64;
 /// Time between two reports of copies that should be here and are not.
 const REPORT_PERIOD: Duration = Duration::from_secs(1);
 
@@ -72,6 +74,8 @@ pub struct Node {
     outputs: VecDeque<Output>,
     /// Messages of this node to itself.
     local: VecDeque<PeerMessage>,
+    /// A leader's orders, of terms that this node's log has not heard of.
+    early: Vec<(Server, Term, StoreMessage)>,
 }
 
 /// The state in a snapshot; one without anything is that of an empty log.
@@ -153,6 +157,7 @@ impl Node {
             snapshot_bytes: start.snapshot_bytes,
             outputs,
             local: VecDeque::new(),
+            early: Vec::new(),
             me: start.me,
             wall: (now, start.wall),
             now,
@@ -301,6 +306,8 @@ impl Node {
     /// What time and applied entries bring.
     fn turn(&mut self) {
         let now = self.now;
+        self.end_reign();
+        self.take_early();
         self.forward();
         let late: Vec<RequestToken> = self
             .joining
@@ -412,11 +419,26 @@ impl Node {
                 let removed = self.replica.handle_drop(term, &blobs);
                 self.remove(removed);
             }
-            // Orders of a deposed leader (fencing, P10), or of one whose term is not on this
-            // disk yet: those are repeated.
+            // Who has just joined may get a leader's orders before its log has heard of the term.
+            StoreMessage::Pull { term, .. } if term > self.consensus.term() => {
+                if self.early.len() == EARLY_MAX {
+                    self.early.remove(0);
+                }
+                self.early.push((from, term, message));
+            }
+            // Orders of a deposed leader (fencing, P10), or dropped and given again.
             StoreMessage::Pull { .. } | StoreMessage::Drop { .. } => {}
             StoreMessage::Stored(blobs) => self.handle_stored_report(from, blobs),
             StoreMessage::Missing(blobs) => self.handle_missing_report(from, blobs),
+        }
+    }
+
+    /// Takes the orders that came before their term.
+    fn take_early(&mut self) {
+        let known = self.consensus.term();
+        let due = self.early.extract_if(.., |(_, term, _)| *term <= known);
+        for (from, _, message) in due.collect::<Vec<_>>() {
+            self.handle_store_message(from, message);
         }
     }
 
@@ -501,15 +523,7 @@ impl Node {
         let now = self.now;
         self.worker
             .handle_leader(now, term, leader.as_ref().map(|leader| leader.node.clone()));
-        let lead = leader.as_ref() == Some(&self.me);
-        if self
-            .leading
-            .as_ref()
-            .is_some_and(|leading| !lead || leading.term != term)
-        {
-            self.step_down();
-        }
-        if lead && self.leading.is_none() {
+        if leader.as_ref() == Some(&self.me) && self.leading.is_none() {
             self.leading = Some(Leading::new(term, now, &self.state.jobs, &self.view));
         }
         self.gateway.handle_leader(now, leader.is_some());

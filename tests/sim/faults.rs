@@ -74,6 +74,24 @@ impl Fault {
         if kinds.is_empty() {
             kinds = vec![0, 3, 6];
         }
+        Fault::draw_of(&kinds, random, nodes, introducers)
+    }
+
+    /// Draws the faults of a crash-stop cluster: nothing but crashes.
+    pub fn draw_crashes(
+        random: &mut Rng,
+        nodes: usize,
+        introducers: usize,
+    ) -> Vec<(Duration, Fault)> {
+        Fault::draw_of(&[0, 1, 1, 2, 13], random, nodes, introducers)
+    }
+
+    fn draw_of(
+        kinds: &[u64],
+        random: &mut Rng,
+        nodes: usize,
+        introducers: usize,
+    ) -> Vec<(Duration, Fault)> {
         let mut faults = Vec::new();
         for _ in 0..5 + random.below(6) {
             let kind = kinds[random.below(kinds.len() as u64) as usize];
@@ -218,11 +236,24 @@ impl Sim {
         if !self.hosts[id].is_running() {
             return;
         }
+        if self.plan.crash_stop && id < self.nodes && !self.one_would_know(id) {
+            return self
+                .trace
+                .story(self.now, "fault", || "beyond the budget".into());
+        }
         if id < self.nodes {
             self.watch_crash(id);
         }
         self.crash(id, "crash");
         self.after(span, move |sim| sim.start(id));
+    }
+
+    /// Whether a node beside `id` runs that has been told of everything answered: a crash-stop
+    /// cluster of which all such nodes die forgets, until they come back.
+    fn one_would_know(&self, id: HostId) -> bool {
+        let others = (0..self.nodes).filter(|other| *other != id);
+        let mut running = others.filter_map(|other| self.hosts[other].process());
+        running.any(|process| process.node.consensus().is_complete())
     }
 
     fn pause_for(&mut self, id: HostId, span: Duration) {
@@ -328,9 +359,22 @@ impl Sim {
         }
         self.watchers.burned += 1;
         self.watchers.burned_at.push(self.now);
-        self.crash_for(id, span);
+        self.watch_crash(id);
+        self.crash(id, "crash");
+        self.after(span, move |sim| sim.start_empty(id));
         self.hosts[id].disk.wipe(&mut self.streams.devices);
         self.trace.note(self.now, id, "wipe", String::new);
+    }
+
+    /// Starts a node whose disk is empty once it can find others: where nobody is there who
+    /// remembers the cluster, such a node begins a new one.
+    fn start_empty(&mut self, id: HostId) {
+        let others = self.active_nodes();
+        if others.iter().any(|other| *other != id) {
+            self.start(id);
+        } else {
+            self.after(Duration::from_secs(1), move |sim| sim.start_empty(id));
+        }
     }
 
     /// Burned disks and departures that a seed may have: a minority of the voters.

@@ -280,7 +280,7 @@ impl Sim {
             held: host.disk.held(),
             seed: seed ^ 1,
             snapshot_bytes: [600, 5_000, 40_000, usize::MAX / 2][seed as usize % 4],
-            crash_stop: false,
+            crash_stop: self.plan.crash_stop,
         };
         host.running = Running::Node(Box::new(Process {
             membership,

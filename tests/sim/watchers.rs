@@ -483,7 +483,11 @@ impl Sim {
             }
         }
         let (server, size) = (process.server.clone(), process.view.members.len());
+        let crash_stop = self.plan.crash_stop;
         if taken_back {
+            self.count("decisions taken back");
+        }
+        if taken_back && !crash_stop {
             return self.violate("P10", format!("node-{id} took back what it had applied"));
         }
         for (index, hash) in fresh {
@@ -494,6 +498,8 @@ impl Sim {
             match self.watchers.applied[place] {
                 None => self.watchers.applied[place] = Some(hash),
                 Some(known) if known == hash => {}
+                // Decided and not answered; what was answered is P3's and P4's.
+                Some(_) if crash_stop => self.watchers.applied[place] = Some(hash),
                 Some(_) => {
                     return self.violate("P10", format!("node-{id} applied another entry {index}"));
                 }
@@ -511,6 +517,9 @@ impl Sim {
         }
         if leads && !leading {
             self.count("reigns");
+            if crash_stop {
+                self.count("reigns of crash-stop clusters");
+            }
             self.trace
                 .story(now, "leader", || format!("node-{id} in term {}", term.0));
         }

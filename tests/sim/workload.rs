@@ -63,6 +63,8 @@ pub struct Plan {
     pub faults: Vec<(Duration, Fault)>,
     /// Least time that the fastest machine needs for one input.
     pub service: Duration,
+    /// The nodes take whoever is gone for crashed, and nothing else happens to them.
+    pub crash_stop: bool,
     /// How many times slower than the usual one every disk syncs.
     pub disk_slowness: u32,
     /// More events than this are a flood.
@@ -126,7 +128,11 @@ impl Plan {
             }
         }
         let service = Duration::from_millis(1 + random.below(150));
-        let faults = Fault::draw(faults, nodes, introducers);
+        let crash_stop = nodes == 4 && faults.chance(50);
+        let faults = match crash_stop {
+            true => Fault::draw_crashes(faults, nodes, introducers),
+            false => Fault::draw(faults, nodes, introducers),
+        };
         operations.extend(Plan::bursts(random, &faults));
         operations.sort_by_key(|(at, _)| *at);
         let disk_slowness = [1, 1, 1, 5, 30][random.below(5) as usize];
@@ -137,6 +143,7 @@ impl Plan {
             operations,
             faults,
             service,
+            crash_stop,
             disk_slowness,
             events_max: EVENTS_MAX,
         }

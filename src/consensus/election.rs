@@ -116,13 +116,13 @@ impl Consensus {
     /// Whether the ballots suffice.
     fn is_elected(&self) -> bool {
         let is_agreed = self.live.is_subset(&self.ballots);
-        // Who does not know what went on without it is told by the live members' logs.
-        let knows = !self.config.crash_stop || self.complete;
-        self.has_majority() && (knows || is_agreed) || self.may_force() && is_agreed
+        let forced = self.may_force() && is_agreed;
+        forced || self.has_enough() && (is_agreed || !self.needs_all())
     }
 
-    /// Whether the ballots are those of a majority of the voters.
-    pub(super) fn has_majority(&self) -> bool {
+    /// Whether the ballots are those of enough voters: a majority, or all where
+    /// [`Consensus::needs_all`].
+    pub(super) fn has_enough(&self) -> bool {
         let voters = self.log.voters();
         let wiped = planted::is(Bug::WipedVoterVotes);
         let has_granted = |voter: &&Server| {
@@ -131,7 +131,15 @@ impl Consensus {
         };
         let granted = voters.iter().filter(has_granted).count();
         let twice = planted::is(Bug::VoteTwice) && self.ballots.len() > 1;
-        granted + usize::from(twice) >= majority(voters.len())
+        granted + usize::from(twice) >= self.enough()
+    }
+
+    fn enough(&self) -> usize {
+        let voters = self.log.voters().len();
+        match self.needs_all() {
+            true => voters.max(1),
+            false => majority(voters),
+        }
     }
 
     /// Moves to a newer term as a follower who has not voted in it.
@@ -279,9 +287,11 @@ impl Consensus {
                 .is_some_and(|heard| now.since(heard) < self.config.election_timeout_min),
             _ if self.has_live_leader(now) || self.insists() => true,
             _ => {
-                let voters = self.log.voters();
-                !voters.is_empty()
-                    && voters.len() - self.unreachable(now).len() >= majority(voters.len())
+                let silent = self.unreachable(now);
+                let is_there =
+                    |voter: &&Server| self.live.contains(*voter) && !silent.contains(*voter);
+                let voters = self.log.voters().iter();
+                voters.filter(is_there).count() >= self.enough()
             }
         }
     }

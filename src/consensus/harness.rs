@@ -64,6 +64,7 @@ impl Disk {
                 "a snapshot of {:?} took the place of one of {old}",
                 snapshot.index
             );
+            self.state.commit = snapshot.index;
             self.state.snapshot = Some(snapshot);
             self.state.entries.clear();
         }
@@ -79,6 +80,7 @@ impl Disk {
             );
             self.state.entries.push(entry);
         }
+        self.state.commit = write.commit.unwrap_or(self.state.commit);
     }
 
     /// Of the entries that are there one by one.
@@ -110,6 +112,7 @@ impl Disk {
             self.write(write);
         }
         if let Some((_, mut write)) = queue.pop_front() {
+            write.commit = write.commit.filter(|_| write.snapshot.is_some());
             match rng.below(4) {
                 // A new file takes the old one's place, or not.
                 2.. if write.snapshot.is_some() => {}

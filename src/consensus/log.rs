@@ -232,7 +232,7 @@ impl Log {
     }
 
     /// The voters in force at `index`, which lies after `offset`.
-    fn voters_at(&self, index: Index) -> &[Server] {
+    pub(super) fn voters_at(&self, index: Index) -> &[Server] {
         let before = self.voters.partition_point(|(at, _)| *at <= index);
         before.checked_sub(1).map_or(&[], |at| &self.voters[at].1)
     }

@@ -159,6 +159,8 @@ pub struct Recovered {
     pub snapshot: Option<Arc<Snapshot>>,
     /// The log, from the entry after the snapshot (from index 1 where there is none) without gap.
     pub entries: Vec<Entry>,
+    /// Up to here entries were known to be committed when something was last written; 0: unknown.
+    pub commit: Index,
 }
 
 /// To be written in the order of the fields, then one fsync, then
@@ -177,6 +179,9 @@ pub struct LogWrite {
     pub truncate_from: Option<Index>,
     /// To be added after what is then the last.
     pub entries: Vec<Entry>,
+    /// Up to here entries are committed, those of this write included. Nothing is promised on it:
+    /// a server that starts knows so much at once, and not only once a leader tells it.
+    pub commit: Option<Index>,
 }
 
 /// What the driver is to do.
@@ -311,6 +316,8 @@ pub struct Consensus {
     founding: Option<Founding>,
 
     commit: Index,
+    /// What the disk has of `commit`, or will have.
+    written_commit: Index,
     applied: Index,
     /// Of the entries that were applied since the snapshot, roughly.
     applied_bytes: usize,
@@ -361,6 +368,8 @@ impl Consensus {
         now: Time,
     ) -> Consensus {
         let start = recovered.snapshot.as_ref().map_or(Index(0), |s| s.index);
+        let last = recovered.entries.last().map_or(start, |last| last.index);
+        let commit = recovered.commit.min(last).max(start);
         let mut consensus = Consensus {
             config,
             me,
@@ -383,7 +392,8 @@ impl Consensus {
             lost: BTreeSet::new(),
             complete: false,
             founding: None,
-            commit: start,
+            commit,
+            written_commit: commit,
             applied: start,
             applied_bytes: 0,
             verified: Index(0),
@@ -589,6 +599,8 @@ impl Consensus {
         }
         let ticket = self.next_ticket;
         self.next_ticket += 1;
+        // The place of this log is taken by another, in which `commit` may mean something else.
+        let is_another = install.is_some();
         let unwritten = match install {
             Some(installing) => {
                 self.log.note_write(ticket);
@@ -605,6 +617,12 @@ impl Consensus {
             vote: self.vote.clone(),
         });
         self.hard_state_dirty = false;
+        if replaces {
+            self.written_commit = Index(0);
+        }
+        let commit = (self.commit > self.written_commit).then_some(self.commit);
+        let commit = commit.filter(|_| !is_another);
+        self.written_commit = commit.unwrap_or(self.written_commit);
         let hard_state = hard_state.filter(|_| !planted::is(Bug::TermNotPersisted));
         Some(Output::Persist(LogWrite {
             ticket,
@@ -612,6 +630,7 @@ impl Consensus {
             hard_state,
             truncate_from: unwritten.truncate_from,
             entries: unwritten.entries,
+            commit,
         }))
     }
 

@@ -10,13 +10,14 @@
 //!   crashed, and was not merely cut off. With at most [`VOTERS_MAX`] voters, so with at most four
 //!   members, every live member has every answered entry on its disk, so that any one of them can
 //!   go on with nothing lost, once the members have told it that the missing voters failed. Who
-//!   has just started does not know what was answered in its absence: it does not go on without
-//!   a majority, and is elected only with the votes of all members that it has met.
+//!   has just started does not know what was answered in its absence: until it has heard a leader
+//!   it is elected only with the votes of all voters, who are all members that were there at last,
+//!   and of all that are live.
 //! - *founding anew* ([`Consensus::found_anew`]): a person says that the missing voters will not
 //!   come back. What only they had is lost.
 //!
-//! In both, all live members must agree, which chooses the longest log among them; the new leader
-//! makes itself the only voter, and the others join it by the usual rules.
+//! In both, all live members must agree, which chooses the longest log among them; the voters are
+//! then those that agreed, or the new leader alone.
 //!
 //! Where the owner was wrong, two leaders have decided without each other. Their terms differ:
 //! each such election skips a random number of terms, the greater the more members took part. Once
@@ -31,8 +32,7 @@ use super::snapshots::Installing;
 use super::{Consensus, Entry, Role, Snapshot};
 use crate::types::{Index, Server, Term, Time};
 
-/// Most voters with whom a crash-stop cluster goes on alone: those of four members, and one who
-/// is just taking another's place.
+/// Most voters with whom a crash-stop cluster goes on alone: in one of four members all vote.
 const VOTERS_MAX: usize = 4;
 /// How long the live members are asked to found the cluster's log anew.
 const FOUNDING_TIME: Duration = Duration::from_secs(5);
@@ -68,11 +68,6 @@ impl Consensus {
         self.founding.is_some()
     }
 
-    /// Whether this server has been told in its life of everything that was answered.
-    pub fn is_complete(&self) -> bool {
-        self.complete
-    }
-
     pub(super) fn end_late_founding(&mut self, now: Time) {
         self.founding = self.founding.take_if(|founding| now < founding.deadline);
     }
@@ -82,13 +77,20 @@ impl Consensus {
         self.founding.is_some() || self.insists()
     }
 
+    /// Whether this server may have missed what a crash-stop cluster answered without it.
+    pub(super) fn needs_all(&self) -> bool {
+        self.config.crash_stop && !self.complete && self.founding.is_none()
+    }
+
     /// Whether a crash-stop cluster's voters have crashed and this server can take their place.
     pub(super) fn insists(&self) -> bool {
-        let voters = self.log.voters();
+        // A change that is not committed may be known to this server alone.
+        let voters = self.log.voters_at(self.commit);
         let gone = voters.iter().filter(|voter| !self.live.contains(*voter));
         let left = voters.len() - gone.clone().count();
         self.config.crash_stop
             && self.complete
+            && voters.contains(&self.me)
             && (1..=VOTERS_MAX).contains(&voters.len())
             && left < majority(voters.len())
             && gone.clone().all(|voter| self.lost.contains(voter))
@@ -100,9 +102,19 @@ impl Consensus {
         self.is_voter() || self.config.crash_stop || self.may_force()
     }
 
+    /// With whom a leader begins that was elected without the voters: all that elected it, so that
+    /// none of them goes on later without the others' knowing. One that founds the log anew
+    /// begins alone.
+    pub(super) fn forced_voters(&self, founds: bool) -> Vec<Server> {
+        match founds || self.live.len() > VOTERS_MAX {
+            true => vec![self.me.clone()],
+            false => self.live.iter().cloned().collect(),
+        }
+    }
+
     /// Notes which voters are gone; whether one of them has just been lost.
     pub(super) fn note_losses(&mut self, live: &std::collections::BTreeSet<Server>) -> bool {
-        let voters = self.log.voters();
+        let voters = [self.log.voters(), self.log.voters_at(self.commit)].concat();
         let lost = self.live.difference(live);
         let lost: Vec<Server> = lost.filter(|it| voters.contains(it)).cloned().collect();
         self.lost

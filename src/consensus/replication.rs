@@ -21,7 +21,7 @@ impl Consensus {
         self.role = Role::Leader;
         self.leader = Some(self.me.clone());
         self.leader_lost = None;
-        let forced = !self.has_majority() || !self.is_voter();
+        let forced = !self.has_enough() || !self.is_voter();
         let founding = self.founding.take();
         self.complete = true;
         self.ballots.clear();
@@ -32,7 +32,8 @@ impl Consensus {
         self.reign_start = Index(self.log.last_index().0 + 1);
         self.sync_peers(now);
         if forced {
-            self.append_as_leader(Payload::Voters(vec![self.me.clone()]));
+            let voters = self.forced_voters(founding.is_some());
+            self.append_as_leader(Payload::Voters(voters));
         }
         if let Some(founding) = founding {
             self.append_as_leader(Payload::Command(founding.first));

@@ -213,6 +213,7 @@ impl Consensus {
         };
         debug_assert_ne!(self.role, Role::Leader);
         self.commit = snapshot.index;
+        self.written_commit = snapshot.index;
         self.applied = snapshot.index;
         self.applied_bytes = 0;
         self.verified = self.verified.max(snapshot.index);

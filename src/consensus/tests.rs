@@ -82,6 +82,7 @@ pub(super) fn one_of_three(me: usize) -> Consensus {
         },
         snapshot: None,
         entries: vec![entry(1, 1, Payload::Voters(voters))],
+        commit: Index(0),
     };
     Consensus::new(Config::default(), server(me), recovered, 7, Time(0))
 }
@@ -611,6 +612,7 @@ fn an_old_entry_is_not_committed_by_counting() {
             entry(1, 1, Payload::Voters(voters)),
             entry(2, 2, Payload::Empty),
         ],
+        commit: Index(0),
     };
     let mut core = Consensus::new(Config::default(), server(0), recovered, 7, Time(0));
     let due = core.poll_timeout().unwrap();

@@ -29,6 +29,9 @@ pub fn rebuild(client: &mut Client, ask: Ask) -> Result<Answer, ClientError> {
     let mut chosen = choose(&survivors)?;
     let newest = survivors[chosen].log.newest;
     let lost = lost_files(&mut survivors, newest)?;
+    if survivors[chosen].log.has_quorum && lost.is_empty() {
+        return Err(Refusal::HasQuorum.into());
+    }
     if !ask(&plan(&survivors, chosen, lost.len())) {
         return Err(ClientError::Other("nothing was changed".into()));
     }
@@ -137,14 +140,14 @@ fn plan(survivors: &[Survivor], chosen: usize, lost: usize) -> String {
     let gone = match names.is_empty() {
         true => String::new(),
         false => format!(
-            "\nGone are {}, who had votes. If enough of them can be started again, say no and do \
+            "\nVoters that are gone: {}. If enough of them can be started again, say no and do \
              that: what only they know will be lost, and they will have to follow this log.",
             names.join(", ")
         ),
     };
     format!(
-        "Of the {count} live nodes {name} has the most of the log, with {files} files in its \
-         catalog.{gone}\nThis makes {name} the coordinator, names up to {lost} further uploads \
+        "Live nodes: {count}. The one with the most of the log is {name}; files in its catalog: \
+         {files}.{gone}\nThis makes {name} the coordinator, names up to {lost} further uploads \
          that lie on the nodes' disks as the newest versions of their files, and goes on. Files \
          without a copy on a live node stay lost. Go on?"
     )

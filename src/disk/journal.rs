@@ -46,6 +46,8 @@ enum Record {
     Entry(Entry),
     /// The log begins with it.
     Snapshot(Arc<Snapshot>),
+    /// Entries up to here are committed.
+    Commit(Index),
 }
 
 /// The log file, open for appending.
@@ -152,6 +154,9 @@ impl Journal {
         for entry in &write.entries {
             self.add(&Record::Entry(entry.clone()));
         }
+        if let Some(index) = write.commit {
+            self.add(&Record::Commit(index));
+        }
         let payload = &self.buffer[FRAME_HEADER..];
         let length = u32::try_from(payload.len()).map_err(|_| DiskError::Damaged {
             path: self.path.clone(),
@@ -240,8 +245,10 @@ fn replay(mut payload: &[u8], recovered: &mut Recovered) -> Result<(), String> {
             }
             Record::Snapshot(snapshot) => {
                 entries.clear();
+                recovered.commit = snapshot.index;
                 recovered.snapshot = Some(snapshot);
             }
+            Record::Commit(index) => recovered.commit = index,
             Record::Entry(entry) => {
                 let (found, wanted) = (entry.index.0, entries.len() as u64 + first);
                 return Err(format!("entry {found} where {wanted} was due"));

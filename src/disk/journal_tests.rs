@@ -34,11 +34,13 @@ fn story() -> Vec<(LogWrite, Recovered)> {
         hard_state,
         truncate_from: truncate_from.map(Index),
         entries,
+        commit: None,
     };
     let all = |hard_state, entries| Recovered {
         hard_state,
         snapshot: None,
         entries,
+        commit: Index(0),
     };
     vec![
         (
@@ -119,6 +121,7 @@ fn a_log_cut_at_any_byte_gives_back_the_whole_writes_before_it() {
             hard_state: Some(state(9)),
             truncate_from: None,
             entries: vec![],
+            commit: None,
         };
         journal.append(&write).expect("appended after a torn end");
         drop(journal);
@@ -173,6 +176,7 @@ fn entries_with_a_gap_are_an_error() {
         hard_state: None,
         truncate_from: None,
         entries: vec![entry(1, 2)],
+        commit: None,
     };
     journal.append(&write).expect("appended");
     let error = Journal::open(at.path()).expect_err("a gap").to_string();
@@ -210,11 +214,13 @@ fn a_snapshot_takes_the_place_of_all_before_it() {
         hard_state,
         truncate_from: truncate_from.map(Index),
         entries,
+        commit: None,
     };
     let all = |term, index, entries| Recovered {
         hard_state: state(term),
         snapshot: snapshot(index),
         entries,
+        commit: Index(index),
     };
     let steps = [
         (
@@ -278,6 +284,7 @@ fn child_that_appends() {
             hard_state: Some(state(index)),
             truncate_from: None,
             entries,
+            commit: None,
         };
         if index.is_multiple_of(5) {
             write.snapshot = snapshot(index);
@@ -311,4 +318,26 @@ fn what_was_appended_before_a_kill_is_there() {
             assert_eq!(*entry_found, entry(3, index));
         }
     }
+}
+
+#[test]
+fn what_was_known_to_be_committed_is_found_again() {
+    let at = folder();
+    let (mut journal, _) = open(at.path());
+    let write = |entries, commit: Option<u64>| LogWrite {
+        ticket: 0,
+        snapshot: None,
+        hard_state: None,
+        truncate_from: None,
+        entries,
+        commit: commit.map(Index),
+    };
+    for write in [
+        write(vec![entry(1, 1), entry(1, 2)], Some(1)),
+        write(vec![entry(1, 3)], None),
+    ] {
+        journal.append(&write).expect("appended");
+    }
+    drop(journal);
+    assert_eq!(open(at.path()).1.commit, Index(1));
 }

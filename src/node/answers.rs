@@ -28,7 +28,6 @@ impl Node {
                 }
                 None => {
                     self.joining.push((token, now + JOIN_PATIENCE));
-                    self.join_waits = None;
                     self.outputs.push_back(Output::Join);
                 }
             },

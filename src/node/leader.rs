@@ -263,7 +263,9 @@ impl Node {
             .collect();
         let caught_up = |server: &Server| self.consensus.caught_up(server);
         let leaving = self.leaving.is_some();
-        if let Some(next) = voters::next(&voters, &live, &caught_up, &self.me, leaving) {
+        let crash_stop = self.crash_stop;
+        let next = voters::next(&voters, &live, &caught_up, &self.me, leaving, crash_stop);
+        if let Some(next) = next {
             // Refused while another change is under way: asked again in a later turn.
             let _ = self
                 .consensus

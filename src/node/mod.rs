@@ -71,6 +71,8 @@ pub struct Node {
     report_at: Time,
     /// See [`Start::snapshot_bytes`].
     snapshot_bytes: usize,
+    /// See [`Start::crash_stop`].
+    crash_stop: bool,
     outputs: VecDeque<Output>,
     /// Messages of this node to itself.
     local: VecDeque<PeerMessage>,
@@ -155,6 +157,7 @@ impl Node {
             leading: None,
             report_at: now,
             snapshot_bytes: start.snapshot_bytes,
+            crash_stop: start.crash_stop,
             outputs,
             local: VecDeque::new(),
             early: Vec::new(),
@@ -495,8 +498,8 @@ impl Node {
                 self.state = restored(&snapshot);
                 if snapshot.index.0 == 0 {
                     log::error!(
-                        "the cluster has gone on without this node (--crash-stop or `rebuild`), and \
-                         decided otherwise: what this side had decided since is taken back"
+                        "the cluster has gone on without this node (--crash-stop or `rebuild`) and its \
+                         log is another: what this side decided since, if anything, is taken back"
                     );
                     let term = Term(self.consensus.term().0.saturating_sub(1));
                     self.replica.begin_anew(term);

@@ -2,7 +2,9 @@
 //!
 //! Decides: which server to add or remove next; pure. Leaves to others: whether a
 //! change is safe now (`consensus`). The rule (design, Coordinator and standbys): the
-//! largest odd number of voters ≤ min(7, live members), one change at a time.
+//! largest odd number of voters ≤ min(7, live members), one change at a time. In a crash-stop
+//! cluster of up to four members all vote: whoever starts again needs the votes of all that were
+//! there at last.
 
 use std::collections::BTreeSet;
 
@@ -10,28 +12,37 @@ use crate::types::Server;
 
 /// Most voters.
 const VOTERS_MAX: usize = 7;
+/// Most members of a crash-stop cluster.
+const ALL_VOTE_MAX: usize = 4;
 
 /// The voters after the next change, or none where they are right.
 ///
 /// `live` are the live members, `caught_up` those of them whose log is complete enough
 /// to vote, `me` the leader. The dead are replaced before anyone else is changed; a
-/// leader that is `leaving` counts as gone and removes itself last.
+/// leader that is `leaving` counts as gone and removes itself last. In a crash-stop cluster the
+/// dead are removed first: those that are left have the whole log.
 pub fn next(
     voters: &BTreeSet<Server>,
     live: &BTreeSet<Server>,
     caught_up: &dyn Fn(&Server) -> bool,
     me: &Server,
     leaving: bool,
+    crash_stop: bool,
 ) -> Option<BTreeSet<Server>> {
     let stays = |server: &&Server| live.contains(*server) && !(leaving && *server == me);
     let staying = live.iter().filter(stays).count();
     if staying == 0 {
         return None;
     }
-    let size = largest_odd(staying.min(VOTERS_MAX));
+    let all_vote = crash_stop && staying <= ALL_VOTE_MAX;
+    let size = match all_vote {
+        true => staying,
+        false => largest_odd(staying.min(VOTERS_MAX)),
+    };
     let healthy = voters.iter().filter(stays).count();
+    let gone = voters.iter().find(|server| !stays(server) && *server != me);
     let mut changed = voters.clone();
-    if healthy < size {
+    if healthy < size && !(all_vote && gone.is_some()) {
         // A new voter first where one is ready: a removal first would thin the disks that
         // hold the log.
         if let Some(new) = live
@@ -44,7 +55,6 @@ pub fn next(
         }
         return None;
     }
-    let gone = voters.iter().find(|server| !stays(server) && *server != me);
     let surplus = (healthy > size)
         .then(|| voters.iter().rev().find(|server| *server != me))
         .flatten();
@@ -86,7 +96,7 @@ mod tests {
         leaving: bool,
     ) -> BTreeSet<Server> {
         for _ in 0..50 {
-            let Some(changed) = next(&voters, live, &|_| true, &server(me), leaving) else {
+            let Some(changed) = next(&voters, live, &|_| true, &server(me), leaving, false) else {
                 return voters;
             };
             assert_eq!(
@@ -143,9 +153,30 @@ mod tests {
     }
 
     #[test]
+    fn all_members_of_a_small_crash_stop_cluster_vote() {
+        let next = |voters, live| {
+            next(&voters, &live, &|_| true, &server(0), false, true).map(|it| it.len())
+        };
+        assert_eq!(next(servers([0]), servers(0..2)), Some(2));
+        assert_eq!(next(servers(0..3), servers(0..4)), Some(4));
+        assert_eq!(next(servers(0..4), servers(0..4)), None);
+        // The dead go before the new ones come.
+        assert_eq!(next(servers(0..4), servers([0, 1, 2, 5])), Some(3));
+        assert_eq!(next(servers(0..4), servers(0..6)), Some(5));
+        assert_eq!(next(servers(0..5), servers(0..4)), Some(4));
+    }
+
+    #[test]
     fn who_has_not_caught_up_waits() {
         assert_eq!(
-            next(&servers([0]), &servers(0..3), &|_| false, &server(0), false),
+            next(
+                &servers([0]),
+                &servers(0..3),
+                &|_| false,
+                &server(0),
+                false,
+                false
+            ),
             None
         );
     }

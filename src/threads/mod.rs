@@ -282,6 +282,12 @@ pub fn start(
         recovered.entries.len(),
         held.len()
     );
+    if settings.crash_stop {
+        log::warn!(
+            "--crash-stop: in a cluster of 2 to 4 nodes this one goes on without a majority. All of \
+             them must have the flag; with 5 and more it has no effect"
+        );
+    }
     let identity = directory.identity().clone();
     let me = Server {
         node: settings.name.clone(),

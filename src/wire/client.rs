@@ -470,7 +470,7 @@ pub enum Refusal {
     JoinRefused(String),
     /// No coordinator with a majority answered in time. Whether the command was carried
     /// out is not known where it had been sent before; repeat it with the same request id.
-    #[error("no coordinator with a majority of the voters is reachable{}; start the missing nodes or wait", missing(.0))]
+    #[error("no coordinator with a majority of the voters is reachable{}: start the missing nodes, or wait; where they are lost for good, `rebuild` goes on without them", missing(.0))]
     NoQuorum(Vec<NodeId>),
     /// The log needs no rebuilding.
     #[error(

@@ -23,7 +23,14 @@ fn the_last_crash_stop_node_goes_on_alone() {
     cluster.ok(other, &["get", "file", "out"]);
     std::fs::write(dir.join("in"), "alone").unwrap();
     cluster.ok(other, &["put", "in", "file"]);
+    // The one that died first does not know of that, and waits for the one that does.
+    cluster.kill(other);
     cluster.start_with(&leader, CRASH_STOP).unwrap();
+    let error = cluster.refused(&leader, &["get", "file", "out"]);
+    assert!(error.contains(&format!("(missing: {other})")), "{error}");
+    cluster.ok(&leader, &["get", "--stale", "file", "out"]);
+    assert_eq!(std::fs::read(dir.join("out")).unwrap(), b"before");
+    cluster.start_with(other, CRASH_STOP).unwrap();
     cluster.wait_for_members(2);
     wait_until("both hold both", Duration::from_secs(20), || {
         let held = cluster.json(&leader, &["store"]);
@@ -56,7 +63,8 @@ fn a_catalog_is_rebuilt_when_the_majority_is_gone_for_good() {
     let error = cluster.refused("n1", &["put", "in", "c"]);
     assert!(error.contains("majority"), "{error}");
     let plan = cluster.refused("n1", &["rebuild"]);
-    assert!(plan.contains("Gone are n"), "{plan}");
+    assert!(plan.contains("Voters that are gone: n"), "{plan}");
+    assert!(plan.contains("files in its catalog: 2"), "{plan}");
     assert!(plan.contains("nothing was changed"), "{plan}");
     cluster.refused("n1", &["put", "in", "c"]);
     assert_eq!(cluster.json("n1", &["rebuild", "--yes"])["files"], 2);

@@ -37,6 +37,7 @@ pub struct Disk {
     /// Where the members were.
     pub members: Vec<SocketAddr>,
     hard_state: HardState,
+    commit: Index,
     snapshot: Option<Arc<Snapshot>>,
     entries: Vec<Entry>,
     unsynced: VecDeque<LogWrite>,
@@ -52,6 +53,7 @@ impl Disk {
             cluster: None,
             members: Vec::new(),
             hard_state: HardState::default(),
+            commit: Index(0),
             snapshot: None,
             entries: Vec::new(),
             unsynced: VecDeque::new(),
@@ -88,6 +90,7 @@ impl Disk {
             self.entries.retain(|entry| entry.index < from);
         }
         self.entries.extend(write.entries);
+        self.commit = write.commit.unwrap_or(self.commit);
     }
 
     /// What the log gives back after a restart.
@@ -96,6 +99,7 @@ impl Disk {
             hard_state: self.hard_state.clone(),
             snapshot: self.snapshot.clone(),
             entries: self.entries.clone(),
+            commit: self.commit,
         }
     }
 
@@ -181,6 +185,7 @@ impl Disk {
                 0
             };
             write.entries.truncate(whole as usize);
+            write.commit = None;
             self.apply(write);
         }
         self.unsynced.clear();

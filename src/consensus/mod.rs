@@ -19,6 +19,7 @@
 //! a voter; the asked server does not consult its own log about that (thesis, section 4.1): a
 //! fresh voter may be asked before the entry that made it one reaches it.
 
+mod config;
 mod election;
 #[cfg(test)]
 mod harness;
@@ -44,6 +45,7 @@ pub use crate::wire::consensus::{
     Candidacy, Content, Entry, HardState, Message, Payload, Snapshot,
 };
 
+pub use config::{Config, ConfigError};
 use log::{Log, Unwritten};
 use progress::Progress;
 use reads::PendingRead;
@@ -54,101 +56,6 @@ use snapshots::{Incoming, Installing};
 const TERM_MAX: Term = Term(u64::MAX / 2);
 /// Messages that may wait for one write; the oldest is dropped beyond, as if lost.
 const WITHHELD_MAX: usize = 1024;
-
-/// Times and bounds of the group. The same in all its servers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// How often a leader is heard, and how often it retries. Default 100 ms.
-    pub heartbeat: Duration,
-    /// Silence of the leader after which the first server asks to be elected; until then
-    /// nobody helps to depose it. Default 600 ms.
-    pub election_timeout_min: Duration,
-    /// Silence after which the last server asks, and after which a leader that no majority
-    /// answers gives up. Default 1200 ms.
-    pub election_timeout_max: Duration,
-    /// Wait before the first standby asks to be elected once the leader has failed as far as the
-    /// members know; the next one waits as much longer. Default 50 ms: a vote with its write.
-    pub succession_step: Duration,
-    /// Bytes of entries in one append; one larger entry goes alone. Default 1 MiB.
-    pub entries_bytes_max: usize,
-    /// Appends on their way to one server; further ones wait for its answers. Default 16.
-    pub in_flight_max: usize,
-    /// Writes given to the driver and not done; what comes meanwhile goes into one next
-    /// write. Default 2.
-    pub writes_max: usize,
-    /// How many entries a server may lack and still be made a voter. Default 64.
-    pub caught_up_entries: u64,
-    /// Bytes of entries that stay in memory though a snapshot contains them, for servers that
-    /// lag a little. Default 4 MiB.
-    pub retained_bytes: usize,
-    /// Bytes of a snapshot in one message. Default 256 KiB.
-    pub part_bytes: usize,
-    /// A part that is not answered is sent again after this. Default 2 s.
-    pub part_timeout: Duration,
-    /// Members that are gone have crashed: the rest of a small cluster goes on without a majority
-    /// (`recovery`). Default false.
-    pub crash_stop: bool,
-}
-
-impl Default for Config {
-    fn default() -> Config {
-        Config {
-            heartbeat: Duration::from_millis(100),
-            election_timeout_min: Duration::from_millis(600),
-            election_timeout_max: Duration::from_millis(1200),
-            succession_step: Duration::from_millis(50),
-            entries_bytes_max: 1 << 20,
-            in_flight_max: 16,
-            writes_max: 2,
-            caught_up_entries: 64,
-            retained_bytes: 4 << 20,
-            part_bytes: 256 << 10,
-            part_timeout: Duration::from_secs(2),
-            crash_stop: false,
-        }
-    }
-}
-
-impl Config {
-    /// Whether the values fit together.
-    pub fn validate(&self) -> Result<(), ConfigError> {
-        if self.heartbeat.is_zero() || self.heartbeat * 3 > self.election_timeout_min {
-            return Err(ConfigError::Heartbeat(
-                self.heartbeat,
-                self.election_timeout_min,
-            ));
-        }
-        if self.election_timeout_min >= self.election_timeout_max {
-            return Err(ConfigError::ElectionTimeout(
-                self.election_timeout_min,
-                self.election_timeout_max,
-            ));
-        }
-        let counts = [self.in_flight_max, self.writes_max];
-        if counts.contains(&0) || self.entries_bytes_max.min(self.part_bytes) == 0 {
-            return Err(ConfigError::Zero);
-        }
-        Ok(())
-    }
-}
-
-/// Values of [`Config`] that do not fit together.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ConfigError {
-    /// A leader would be taken for silent after one lost message.
-    #[error(
-        "consensus: a heartbeat of {0:?} must be above 0 and at most a third of election_timeout_min, {1:?}"
-    )]
-    Heartbeat(Duration, Duration),
-    /// Nothing would keep two candidates from asking at the same moment for ever.
-    #[error("consensus: election_timeout_min {0:?} must be below election_timeout_max {1:?}")]
-    ElectionTimeout(Duration, Duration),
-    /// Nothing would ever be sent or written.
-    #[error(
-        "consensus: entries_bytes_max, in_flight_max, writes_max and part_bytes must be above 0"
-    )]
-    Zero,
-}
 
 /// What the disk gave back.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -180,7 +87,8 @@ pub struct LogWrite {
     /// To be added after what is then the last.
     pub entries: Vec<Entry>,
     /// Up to here entries are committed, those of this write included. Nothing is promised on it:
-    /// a server that starts knows so much at once, and not only once a leader tells it.
+    /// a server that starts knows so much at once, and not only once a leader tells it. It goes
+    /// with other writes, and alone when nothing has been written for a while.
     pub commit: Option<Index>,
 }
 
@@ -318,6 +226,10 @@ pub struct Consensus {
     commit: Index,
     /// What the disk has of `commit`, or will have.
     written_commit: Index,
+    /// Nothing has been written for a while, so that `commit` gets a write of its own.
+    commit_due: bool,
+    /// When entries last came from the leader.
+    entries_taken: Time,
     applied: Index,
     /// Of the entries that were applied since the snapshot, roughly.
     applied_bytes: usize,
@@ -394,6 +306,8 @@ impl Consensus {
             founding: None,
             commit,
             written_commit: commit,
+            commit_due: false,
+            entries_taken: now,
             applied: start,
             applied_bytes: 0,
             verified: Index(0),
@@ -532,6 +446,7 @@ impl Consensus {
             } else if now >= self.next_heartbeat {
                 self.next_heartbeat = now + self.config.heartbeat;
                 self.peers.values_mut().for_each(Progress::want_append);
+                self.commit_due = self.commit > self.written_commit;
             }
         } else if now >= self.election_deadline {
             self.leader = None;
@@ -591,7 +506,8 @@ impl Consensus {
             Some(installing) => installing.ticket.is_none(),
             None => self.log.has_unwritten(),
         };
-        if !self.hard_state_dirty && !is_wanted {
+        let commit_due = self.commit_due && install.is_none();
+        if !self.hard_state_dirty && !is_wanted && !commit_due {
             return None;
         }
         if self.log.outstanding() >= self.config.writes_max {
@@ -617,6 +533,7 @@ impl Consensus {
             vote: self.vote.clone(),
         });
         self.hard_state_dirty = false;
+        self.commit_due = false;
         if replaces {
             self.written_commit = Index(0);
         }

@@ -295,6 +295,9 @@ impl Consensus {
             return;
         }
         let verified = Index(previous_index.0 + entries.len() as u64);
+        if !entries.is_empty() {
+            self.entries_taken = now;
+        }
         if !self.take_entries(entries) {
             self.dropped += 1;
             return;
@@ -302,6 +305,8 @@ impl Consensus {
         self.verified = self.verified.max(verified);
         self.commit = self.commit.max(commit.min(self.verified));
         self.complete |= self.verified >= commit;
+        let is_quiet = now.since(self.entries_taken) >= self.config.heartbeat;
+        self.commit_due = is_quiet && self.commit > self.written_commit;
         self.acknowledge(from);
     }
 

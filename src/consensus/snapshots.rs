@@ -151,8 +151,11 @@ impl Consensus {
         if self.installing.is_none() && self.contradicts(index, last_term) {
             return self.give_way();
         }
-        if self.commit >= index {
-            // What is committed here is in the leader's log too.
+        let has_it = self.commit >= index || self.log.term(index) == Some(last_term);
+        if has_it && self.installing.is_none() {
+            // What is committed here is in the leader's log too, and what is in the snapshot is
+            // committed. Entries after it stay: the leader may have counted them.
+            self.commit = self.commit.max(index);
             self.verified = self.verified.max(self.commit);
             self.acknowledge(from);
             return;

@@ -74,7 +74,7 @@ use crate::config;
 use crate::disk::{Blobs, DataDirectory, DiskError, Journal};
 use crate::membership::{self, Membership};
 use crate::node::Node;
-use crate::node::io::Start;
+use crate::node::io::{Input, Start};
 use crate::types::{ClusterId, NodeId, Server, StorageId};
 use crate::wire::client::Request;
 use clock::Clock;
@@ -310,7 +310,12 @@ pub fn start(
         snapshot_bytes: SNAPSHOT_BYTES,
         crash_stop: settings.crash_stop,
     };
-    let node = Node::new(start, clock.now());
+    let mut node = Node::new(start, clock.now());
+    if settings.join {
+        // Until membership says what for.
+        let joins = Input::JoinWaits("it is joining".into());
+        node.handle(clock.now(), joins);
+    }
     let membership = {
         let now = clock.now();
         let me = membership::Identity {

@@ -26,8 +26,11 @@ fn the_last_crash_stop_node_goes_on_alone() {
     // The one that died first does not know of that, and waits for the one that does.
     cluster.kill(other);
     cluster.start_with(&leader, CRASH_STOP).unwrap();
-    let error = cluster.refused(&leader, &["get", "file", "out"]);
-    assert!(error.contains(&format!("(missing: {other})")), "{error}");
+    let missing = format!("(missing: {other})");
+    wait_until("it waits", Duration::from_secs(20), || {
+        let error = cluster.refused(&leader, &["get", "file", "out"]);
+        error.contains(&missing)
+    });
     cluster.ok(&leader, &["get", "--stale", "file", "out"]);
     assert_eq!(std::fs::read(dir.join("out")).unwrap(), b"before");
     cluster.start_with(other, CRASH_STOP).unwrap();
@@ -67,7 +70,9 @@ fn a_catalog_is_rebuilt_when_the_majority_is_gone_for_good() {
     assert!(plan.contains("files in its catalog: 2"), "{plan}");
     assert!(plan.contains("nothing was changed"), "{plan}");
     cluster.refused("n1", &["put", "in", "c"]);
-    assert_eq!(cluster.json("n1", &["rebuild", "--yes"])["files"], 2);
+    // Of a put without a majority it is not known whether it was carried out.
+    let found = cluster.json("n1", &["rebuild", "--yes"])["files"].clone();
+    assert!(found == 2 || found == 3, "{found}");
     cluster.ok("n1", &["put", "in", "c"]);
     cluster.ok("n1", &["get-versions", "b", "9", "out"]);
     assert_eq!(std::fs::read(dir.join("out_v0")).unwrap(), b"2");
@@ -78,7 +83,7 @@ fn a_catalog_is_rebuilt_when_the_majority_is_gone_for_good() {
     cluster.ok("n2", &["get", "c", "out"]);
     wait_until("it has its copies", Duration::from_secs(20), || {
         let held = cluster.json("n2", &["store"]);
-        held["files"].as_array().unwrap().len() == 4
+        held["files"].as_array().unwrap().len() >= 4
     });
 }
 

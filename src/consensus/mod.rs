@@ -37,7 +37,6 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::planted::{self, Bug};
 use crate::types::{Index, Rng, Server, Term, Time};

@@ -1,8 +1,9 @@
 use std::collections::BTreeSet;
 
 use super::super::harness::{Cluster, ms, server};
-use super::super::{Config, Payload, Role};
-use crate::types::Server;
+use super::super::tests::{append, entry, message, one_of_three, outputs};
+use super::super::{Config, Consensus, HardState, Output, Payload, Recovered, Role};
+use crate::types::{Index, Server, Term, Time};
 
 fn crash_stop(count: usize, voters: usize, seed: u64) -> Cluster {
     let config = Config {
@@ -277,4 +278,55 @@ fn nothing_answered_is_lost_in_whatever_order_members_die_and_start() {
     }
     println!("{seeds} seeds: {answered} times answered, {given_way} gave way");
     assert!(answered > 2 * seeds);
+}
+
+/// So that a node that starts in a minority knows its files.
+#[test]
+fn what_is_committed_is_written_when_all_is_quiet_and_known_at_the_start() {
+    let mut core = one_of_three(1);
+    let entries = vec![entry(1, 2, Payload::Empty), entry(1, 3, Payload::Empty)];
+    core.handle_message(Time(1), server(0), message(1, append((1, 1), entries, 1)));
+    let is_write = |output: Output| match output {
+        Output::Persist(write) => Some(write),
+        _ => None,
+    };
+    let mut writes: Vec<_> = outputs(&mut core)
+        .into_iter()
+        .filter_map(is_write)
+        .collect();
+    let first = writes.pop().expect("the entries are written");
+    assert_eq!(first.commit, Some(Index(1)));
+    core.handle_persisted(Time(2), first.ticket);
+    // Soon after it, more entries may come, and take it along.
+    let heartbeat = || message(1, append((3, 1), vec![], 2));
+    core.handle_message(Time(0) + ms(50), server(0), heartbeat());
+    assert!(
+        outputs(&mut core)
+            .into_iter()
+            .filter_map(is_write)
+            .next()
+            .is_none()
+    );
+    core.handle_message(Time(0) + ms(150), server(0), heartbeat());
+    let mut writes = outputs(&mut core).into_iter().filter_map(is_write);
+    let late = writes.next().expect("a write of its own");
+    assert_eq!((late.commit, late.entries), (Some(Index(2)), vec![]));
+
+    let recovered = Recovered {
+        entries: [1, 2, 3]
+            .map(|index| entry(1, index, Payload::Empty))
+            .into(),
+        commit: Index(2),
+        hard_state: HardState {
+            term: Term(1),
+            vote: None,
+        },
+        snapshot: None,
+    };
+    let mut core = Consensus::new(Config::default(), server(1), recovered, 7, Time(0));
+    let applied = |output: &Output| matches!(output, Output::Apply(_));
+    assert_eq!(
+        outputs(&mut core).iter().filter(|it| applied(it)).count(),
+        2
+    );
 }

@@ -24,6 +24,7 @@
 //! they meet the higher term wins, so the side with more members, mostly; a server of the other
 //! side finds its own decisions contradicted, gives them up and takes the whole log anew.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -113,7 +114,7 @@ impl Consensus {
     }
 
     /// Notes which voters are gone; whether one of them has just been lost.
-    pub(super) fn note_losses(&mut self, live: &std::collections::BTreeSet<Server>) -> bool {
+    pub(super) fn note_losses(&mut self, live: &BTreeSet<Server>) -> bool {
         let voters = [self.log.voters(), self.log.voters_at(self.commit)].concat();
         let lost = self.live.difference(live);
         let lost: Vec<Server> = lost.filter(|it| voters.contains(it)).cloned().collect();

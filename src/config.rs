@@ -10,6 +10,7 @@ use std::io::{self, Write};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
@@ -60,6 +61,9 @@ pub struct NodeArguments {
     /// Metrics over HTTP; not available yet, and refused
     #[arg(long, value_name = "HOST:PORT", value_parser = not_there_yet)]
     pub http: Option<String>,
+    /// Hours in which every copy on this disk is read and checked once; 0: never
+    #[arg(long, value_name = "HOURS", default_value_t = 24.0, value_parser = hours)]
+    pub scrub: f64,
     /// In a cluster of 2 to 4 nodes: take nodes that are gone for crashed, and go on without a
     /// majority. For all nodes or none. After a cut of the network one side's changes are lost
     #[arg(long)]
@@ -74,6 +78,11 @@ impl NodeArguments {
     pub fn data_directory(&self) -> PathBuf {
         let default = || Path::new("run").join(self.name.as_str());
         self.data_dir.clone().unwrap_or_else(default)
+    }
+
+    /// Time in which every copy is checked once; none: never.
+    pub fn scrub_period(&self) -> Option<Duration> {
+        (self.scrub > 0.0).then(|| Duration::from_secs_f64(self.scrub * 3600.0))
     }
 
     /// The introducers that have an address, in their order, and whether the one named first
@@ -239,6 +248,14 @@ fn introducer(text: &str) -> Result<Introducer, String> {
         text: text.into(),
         address: address(text),
     })
+}
+
+fn hours(text: &str) -> Result<f64, String> {
+    let hours: f64 = text.parse().map_err(|_| "give a number of hours")?;
+    match (0.0..=1e5).contains(&hours) {
+        true => Ok(hours),
+        false => Err("give 0 to 100000 hours".into()),
+    }
 }
 
 fn not_there_yet(_: &str) -> Result<String, String> {

@@ -45,6 +45,7 @@ fn start(name: &str, at: &Path, introducers: Vec<SocketAddr>) -> Running {
         first_permits: true,
         data_directory: at.to_path_buf(),
         models: at.join("models"),
+        scrub: None,
         crash_stop: false,
     };
     let bound = threads::bind(localhost()).expect("bound");
@@ -254,6 +255,7 @@ fn a_data_directory_in_use_is_refused() {
         data_directory: at.path().to_path_buf(),
         models: at.path().join("models"),
         join: false,
+        scrub: None,
         crash_stop: false,
     };
     let bound = threads::bind(localhost()).expect("bound");

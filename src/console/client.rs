@@ -177,13 +177,30 @@ impl Client {
             wait_for_reply(stream, addr)?;
             read_message(stream)
         };
-        match exchange() {
+        let exchanged = exchange();
+        self.take(exchanged)
+    }
+
+    /// A further reply to the last request, where it has several.
+    pub fn further(&mut self) -> Result<Reply, ClientError> {
+        let addr = self.addr;
+        let stream = self.connect()?;
+        let mut read = || -> Result<Reply, WireError> {
+            wait_for_reply(stream, addr)?;
+            read_message(stream)
+        };
+        let read = read();
+        self.take(read)
+    }
+
+    fn take(&mut self, reply: Result<Reply, WireError>) -> Result<Reply, ClientError> {
+        match reply {
             Ok(Reply::Refused(refusal)) => Err(refusal.into()),
             Ok(reply) => Ok(reply),
             Err(error) => {
                 self.stream = None;
                 Err(ClientError::BrokenOff {
-                    addr,
+                    addr: self.addr,
                     why: error.to_string(),
                 })
             }

@@ -47,6 +47,12 @@ pub enum Command {
     List(FileName),
     /// `store`
     Store,
+    /// `keep-versions [N|all]`
+    KeepVersions(Option<Keep>),
+    /// `under`
+    Under,
+    /// `fsck`
+    Fsck,
     /// `train [MODEL]`
     Train(Option<String>),
     /// `infer MODEL DATASET BATCH [--weight W]`
@@ -89,6 +95,15 @@ pub enum Command {
     Stats,
     /// `help [COMMAND]`
     Help(Option<String>),
+}
+
+/// How many versions of each file are to be kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// Every one.
+    All,
+    /// So many of the newest.
+    Newest(u64),
 }
 
 /// A line that is no command; nothing was done.
@@ -148,6 +163,21 @@ pub const COMMANDS: &[(&str, &str, &str)] = &[
         "the live nodes that hold the newest version",
     ),
     ("store", "store", "the versions on this node's disk"),
+    (
+        "keep-versions",
+        "keep-versions [N|all]",
+        "keep only the newest N versions of each file from now on, or say how many are kept",
+    ),
+    (
+        "under",
+        "under",
+        "files with too few copies, and how fast they are repaired",
+    ),
+    (
+        "fsck",
+        "fsck",
+        "read and check every copy on every node; those that are wrong are made anew",
+    ),
     (
         "train",
         "train [MODEL]",
@@ -252,6 +282,13 @@ pub fn parse(words: &[String]) -> Result<Option<Command>, UsageError> {
         ("delete", [sdfs]) => Command::Delete(FileName::new(sdfs)?),
         ("ls", [sdfs]) => Command::List(FileName::new(sdfs)?),
         ("store", []) => Command::Store,
+        ("keep-versions", []) => Command::KeepVersions(None),
+        ("keep-versions", ["all"]) => Command::KeepVersions(Some(Keep::All)),
+        ("keep-versions", [n]) => {
+            Command::KeepVersions(Some(Keep::Newest(number("keep-versions", "N", n)?)))
+        }
+        ("under", []) => Command::Under,
+        ("fsck", []) => Command::Fsck,
         ("train", []) => Command::Train(None),
         ("train", [model]) => Command::Train(Some((*model).into())),
         ("infer", rest) => infer(rest)?,
@@ -350,6 +387,7 @@ mod tests {
             let example = example
                 .replace("[--weight W]", "--weight 2")
                 .replace("[--yes]", "--yes")
+                .replace("[N|all]", "5")
                 .replace("[COMMAND]", "put");
             let example = example
                 .replace("COUNT", "3")
@@ -381,6 +419,8 @@ mod tests {
             ("infer lenet lenet.png 5 --weight 0", "--weight"),
             ("infer lenet lenet.png", "usage: infer"),
             ("get-versions a 0 b", "whole number"),
+            ("keep-versions 0", "whole number"),
+            ("keep-versions some", "\"some\""),
             ("tail x 3", "job number"),
             ("put 'a b", "quote"),
         ] {

@@ -9,6 +9,7 @@
 pub mod client;
 pub mod command;
 pub mod dataset;
+mod fsck;
 mod progress;
 mod rebuild;
 pub mod run;

@@ -20,6 +20,11 @@ pub fn files(count: u64, what: &'static str) -> ProgressBar {
     )
 }
 
+/// Counts steps of no particular size.
+pub fn steps(count: u64, what: &'static str) -> ProgressBar {
+    styled(count, what, "{msg} {wide_bar} {percent} % ETA {eta}")
+}
+
 /// Counts bytes.
 pub fn bytes(length: u64, what: &'static str) -> ProgressBar {
     styled(

@@ -4,12 +4,13 @@
 //! Decides: the words and fields of every answer. Leaves to others: how bytes travel
 //! (`transfer`), how tables look (`tables`), what happens in the cluster (the node).
 
+use indicatif::HumanBytes;
 use serde_json::{Value, json};
 
 use super::client::{Client, ClientError};
-use super::command::{self, Command};
+use super::command::{self, Command, Keep};
 use super::{Answer, Ask};
-use super::{dataset, rebuild, tables, training, transfer};
+use super::{dataset, fsck, progress, rebuild, tables, training, transfer};
 use crate::store::download::Downloaded;
 use crate::types::{FileName, JobId, MemberState};
 use crate::wire::client::{MemberInfo, Receipt, Refusal, Reply, Request, Role, Row};
@@ -30,10 +31,7 @@ pub fn run(client: &mut Client, command: &Command, ask: Ask) -> Result<Answer, C
             Reply::Identity(id) => answer(format!("Joined as {id}"), json!({ "id": id })),
             _ => Err(client.unexpected()),
         },
-        Command::Leave => match client.request(&Request::Leave)? {
-            Reply::Done => answer("Left the cluster", json!({})),
-            _ => Err(client.unexpected()),
-        },
+        Command::Leave => leave(client),
         Command::ListSelf => match client.request(&Request::Identity)? {
             Reply::Identity(id) => answer(id.clone(), json!({ "id": id })),
             _ => Err(client.unexpected()),
@@ -58,6 +56,9 @@ pub fn run(client: &mut Client, command: &Command, ask: Ask) -> Result<Answer, C
             _ => Err(client.unexpected()),
         },
         Command::Store => store(client),
+        Command::KeepVersions(keep) => keep_versions(client, *keep),
+        Command::Under => under(client),
+        Command::Fsck => fsck::fsck(client),
         Command::Train(model) => training::train(client, model.as_deref()),
         Command::Infer {
             model,
@@ -98,6 +99,29 @@ pub fn run(client: &mut Client, command: &Command, ask: Ask) -> Result<Answer, C
             let text = command::help(name.as_deref())
                 .map_err(|error| ClientError::Other(error.to_string()))?;
             answer(text.clone(), json!({ "help": text }))
+        }
+    }
+}
+
+fn leave(client: &mut Client) -> Result<Answer, ClientError> {
+    let mut bar = None;
+    loop {
+        match client.request(&Request::Leave)? {
+            Reply::Leaving { left } => {
+                let bar = bar.get_or_insert_with(|| progress::files(left, "hand over"));
+                bar.set_position(bar.length().unwrap_or(left).saturating_sub(left));
+            }
+            Reply::Left { short } => {
+                let text = match short {
+                    0 => "Left the cluster".to_string(),
+                    _ => format!(
+                        "Left the cluster; versions that have too few copies until the others \
+                         make new ones: {short}"
+                    ),
+                };
+                return answer(text, json!({ "short": short }));
+            }
+            _ => return Err(client.unexpected()),
         }
     }
 }
@@ -277,6 +301,72 @@ fn store(client: &mut Client) -> Result<Answer, ClientError> {
     );
     let json = json!({ "files": files.collect::<Vec<_>>() });
     answer(tables::table(&["SDFS File Names"], rows), json)
+}
+
+fn keep_versions(client: &mut Client, keep: Option<Keep>) -> Result<Answer, ClientError> {
+    let newest = match keep {
+        Some(Keep::Newest(count)) => Some(count),
+        Some(Keep::All) => None,
+        None => match client.request(&Request::Kept)? {
+            Reply::Kept(newest) => newest,
+            _ => return Err(client.unexpected()),
+        },
+    };
+    if keep.is_some() {
+        let request = client.request_id();
+        match client.request(&Request::Keep { request, newest })? {
+            Reply::Done => {}
+            _ => return Err(client.unexpected()),
+        }
+    }
+    let text = match newest {
+        Some(count) => format!("Versions kept of each file: the newest {count}"),
+        None => "Versions kept of each file: all".into(),
+    };
+    answer(text, json!({ "keep": newest }))
+}
+
+fn under(client: &mut Client) -> Result<Answer, ClientError> {
+    let Reply::Under(under) = client.request(&Request::Under)? else {
+        return Err(client.unexpected());
+    };
+    let eta = match (under.total, under.rate) {
+        (0, _) => Some(0),
+        (_, 0) => None,
+        (_, rate) => Some(under.bytes.div_ceil(rate)),
+    };
+    let rows = under.files.iter().map(|short| {
+        let name = tables::versioned(short.file.as_str(), short.version);
+        vec![name, short.copies.to_string(), short.wanted.to_string()]
+    });
+    let titles = ["SDFS File Names", "Copies", "Wanted"];
+    let left = match eta {
+        _ if under.total == 0 => "Every version has all its copies".into(),
+        Some(seconds) => format!("time left at this rate: {seconds} s"),
+        None => "nothing is copied at present".into(),
+    };
+    let text = match under.total {
+        0 => left,
+        total => format!(
+            "{}\n{total} versions, {} missing; repaired at {}/s, {left}",
+            tables::table(&titles, rows),
+            HumanBytes(under.bytes),
+            HumanBytes(under.rate)
+        ),
+    };
+    let files = under.files.iter().map(|short| {
+        json!({
+            "file": short.file.as_str(), "version": short.version.0, "copies": short.copies,
+            "wanted": short.wanted,
+        })
+    });
+    answer(
+        text,
+        json!({
+            "files": files.collect::<Vec<_>>(), "eta_s": eta, "total": under.total,
+            "bytes": under.bytes, "rate": under.rate,
+        }),
+    )
 }
 
 fn infer(

@@ -32,6 +32,8 @@ const FOOTER: u64 = 16;
 /// Longest payload of a trailer, in bytes: a name of 1,024 and the rest.
 const PAYLOAD_MAX: u64 = 2048;
 const FOLDERS: u64 = 256;
+/// Most files that are kept because they failed their check.
+const ASIDE_MAX: usize = 100;
 
 /// What a blob file says of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,8 +62,8 @@ pub struct Blobs {
 
 impl Blobs {
     /// Opens the blobs of the data directory `directory` and lists those that are whole.
-    /// Leftovers of uploads, and files without a valid trailer, are removed: nobody was
-    /// told that they are stored.
+    /// Leftovers of uploads are removed: nobody was told that they are stored. Files without a
+    /// valid trailer have decayed, and are moved aside.
     pub fn open(directory: &Path) -> Result<(Blobs, Vec<BlobId>), DiskError> {
         let blobs = Blobs {
             blobs: directory.join("blobs"),
@@ -88,7 +90,10 @@ impl Blobs {
                 match self.opened(&path) {
                     Ok((_, trailer)) if self.file(trailer.blob) == path => held.push(trailer.blob),
                     Err(error @ DiskError::Io { .. }) => return Err(error),
-                    _ => fs::remove_file(&path).map_err(at("remove", &path))?,
+                    _ => {
+                        let moved = self.set_aside(&path);
+                        log::error!("{moved}");
+                    }
                 }
             }
         }
@@ -160,7 +165,7 @@ impl Blobs {
         let path = self.file(blob);
         let (mut file, trailer) = match self.opened(&path) {
             Ok((file, trailer)) if trailer.blob == blob => (file, trailer),
-            Ok(_) | Err(DiskError::Damaged { .. }) => return Err(self.set_aside(blob)),
+            Ok(_) | Err(DiskError::Damaged { .. }) => return Err(self.set_aside(&path)),
             Err(error) => return Err(error),
         };
         let offset = offset.min(trailer.bytes);
@@ -221,12 +226,26 @@ impl Blobs {
         }
     }
 
-    /// Moves the file of `blob` away, for it failed its check.
-    fn set_aside(&self, blob: BlobId) -> DiskError {
-        let path = self.corrupt.join(blob.to_string());
-        match fs::rename(self.file(blob), &path) {
-            Ok(()) => DiskError::Corrupt { blob, path },
-            Err(error) => at("move aside to", &path)(error),
+    /// Moves a file that failed its check away, for people; the oldest of many goes.
+    fn set_aside(&self, file: &Path) -> DiskError {
+        let name = file.file_name().unwrap_or_default();
+        let path = self.corrupt.join(name);
+        let modified = |path: &PathBuf| fs::metadata(path).and_then(|it| it.modified()).ok();
+        let mut aside = entries(&self.corrupt).unwrap_or_default();
+        aside.sort_by_key(modified);
+        let surplus = aside.len().saturating_sub(ASIDE_MAX - 1);
+        for old in &aside[..surplus] {
+            let _ = fs::remove_file(old);
+        }
+        if let Err(error) = fs::rename(file, &path) {
+            return at("move aside to", &path)(error);
+        }
+        match name.to_str().and_then(parse_blob) {
+            Some(blob) => DiskError::Corrupt { blob, path },
+            None => DiskError::Damaged {
+                path,
+                problem: "this is no blob; it was moved here".into(),
+            },
         }
     }
 
@@ -483,6 +502,13 @@ impl BlobReader<'_> {
         self.left
     }
 
+    /// Lets the kernel forget what it keeps of the file in memory: what is read then comes from
+    /// the disk. A hint, as far as correctness goes.
+    pub fn forget_cached(&self) {
+        let all = std::num::NonZeroU64::new(self.trailer.bytes);
+        let _ = rustix::fs::fadvise(&self.file, 0, all, rustix::fs::Advice::DontNeed);
+    }
+
     /// What the file says of itself.
     pub fn trailer(&self) -> &Trailer {
         &self.trailer
@@ -501,7 +527,7 @@ impl BlobReader<'_> {
         let mut count = 0;
         while count < limit {
             match self.file.read(&mut buffer[count..limit]) {
-                Ok(0) => return Err(self.blobs.set_aside(self.trailer.blob)),
+                Ok(0) => return Err(self.blobs.set_aside(&path)),
                 Ok(more) => count += more,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(at("read", &path)(error)),
@@ -511,7 +537,7 @@ impl BlobReader<'_> {
         if let Some(hasher) = &mut self.hasher {
             hasher.update(&buffer[..count]);
             if self.left == 0 && *hasher.finalize().as_bytes() != self.trailer.digest.0 {
-                return Err(self.blobs.set_aside(self.trailer.blob));
+                return Err(self.blobs.set_aside(&path));
             }
         }
         Ok(count)

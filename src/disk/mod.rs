@@ -78,6 +78,18 @@ impl DiskError {
     pub fn is_full(&self) -> bool {
         matches!(self, DiskError::Full { .. })
     }
+
+    /// Whether it says that a copy is lost, rather than that it could not be read just now.
+    pub fn is_loss(&self) -> bool {
+        match self {
+            DiskError::NoBlob(_) | DiskError::Corrupt { .. } => true,
+            // The disk itself could not read it (EIO).
+            DiskError::Io { cause, .. } => {
+                cause.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+            }
+            _ => false,
+        }
+    }
 }
 
 /// Names the path and the action in an error of the operating system.

@@ -136,7 +136,7 @@ fn an_upload_that_is_given_up_leaves_nothing() {
 }
 
 #[test]
-fn a_start_removes_leftovers_of_uploads() {
+fn a_start_removes_leftovers_of_uploads_and_moves_decayed_files_aside() {
     let at = folder();
     drop(blobs(at.path()));
     fs::write(at.path().join("incoming/17"), b"half").expect("written");
@@ -146,6 +146,13 @@ fn a_start_removes_leftovers_of_uploads() {
     assert_eq!(held, []);
     assert_eq!(count(at.path().join("incoming")), 0);
     assert_eq!(count(at.path().join("blobs/05")), 0);
+    assert_eq!(count(at.path().join("corrupt")), 1);
+    for number in 0..200 {
+        let decayed = at.path().join(format!("blobs/05/3-{number}"));
+        fs::write(decayed, b"no trailer").expect("written");
+    }
+    drop(blobs(at.path()));
+    assert_eq!(count(at.path().join("corrupt")), 100, "and no more");
 }
 
 #[test]

@@ -5,13 +5,13 @@
 
 use super::io::{Output, RequestToken};
 use super::state::Outcome;
-use super::{HAND_OVER, JOIN_PATIENCE, Leaving, Node};
+use super::{JOIN_PATIENCE, Node};
 use crate::consensus;
 use crate::schedule::jobs::Job;
 use crate::types::{BlobId, FileName, JobId, NodeId};
 use crate::wire::client::{
     Holding, JobInfo, LogState, MemberInfo, ModelState, ROWS_MAX, Receipt, Refusal, Reply, Request,
-    Role, Row,
+    Role, Row, SURVEY_FOLDERS, UNDER_MAX, Under, UnderFile,
 };
 use crate::wire::peer::{Change, Command};
 use crate::wire::store::CatalogCommand;
@@ -37,6 +37,7 @@ impl Node {
             | Request::Why(_)
             | Request::LocalModels
             | Request::Survey(_)
+            | Request::Verify
             | Request::ReadLocalModel { .. } => {
                 self.reply(token, Reply::Refused(Refusal::Busy));
             }
@@ -70,27 +71,16 @@ impl Node {
                 self.reply(token, Reply::LogState(state));
             }
             Request::FoundAnew => self.found_anew(token),
+            Request::Held(folder) => {
+                let held = self.held(folder);
+                self.reply(token, held);
+            }
             request => {
                 if !self.gateway.submit(now, token, request) {
                     self.reply(token, Reply::Refused(Refusal::Busy));
                 }
             }
         }
-    }
-
-    fn leave(&mut self, token: RequestToken) {
-        if self.joined.is_none() {
-            // Nobody to tell: the process just ends.
-            self.reply(token, Reply::Done);
-            return self.outputs.push_back(Output::Exit);
-        }
-        let deadline = self.now + HAND_OVER;
-        let leaving = self.leaving.get_or_insert(Leaving {
-            clients: Vec::new(),
-            deadline,
-            told: false,
-        });
-        leaving.clients.push(token);
     }
 
     fn members(&self) -> Vec<MemberInfo> {
@@ -182,6 +172,47 @@ impl Node {
         holdings
     }
 
+    /// The copies in one folder of this disk.
+    fn held(&self, folder: u8) -> Reply {
+        let folders = u64::from(SURVEY_FOLDERS);
+        let held = self.replica.held();
+        let here = held.filter(|blob| blob.counter % folders == u64::from(folder));
+        let (mut copies, mut orphaned) = (Vec::new(), 0);
+        for blob in here {
+            let record = self.state.catalog.record(&blob);
+            match record.filter(|record| record.replicas.contains(&self.me)) {
+                Some(record) => copies.push((blob, record.bytes)),
+                None => orphaned += 1,
+            }
+        }
+        Reply::Held { copies, orphaned }
+    }
+
+    /// The versions with too few copies.
+    fn under(&self) -> Reply {
+        let Some(leading) = &self.leading else {
+            return Reply::Refused(Refusal::Busy);
+        };
+        let mut under = Under {
+            rate: leading.repair.rate(self.now),
+            ..Under::default()
+        };
+        let short = leading.repair.under(&self.state.catalog, &self.view);
+        for (record, copies, wanted) in short {
+            under.total += 1;
+            under.bytes += record.bytes * (wanted - copies) as u64;
+            if under.files.len() < UNDER_MAX {
+                under.files.push(UnderFile {
+                    file: record.name.clone(),
+                    version: record.version,
+                    copies: copies as u64,
+                    wanted: wanted as u64,
+                });
+            }
+        }
+        Reply::Under(under)
+    }
+
     fn locate(&self, name: &FileName, newest: u64) -> Reply {
         let versions = self.state.catalog.versions(name, newest);
         if versions.is_empty() {
@@ -223,6 +254,8 @@ impl Node {
                 Some(record) => Reply::Replicas(record.version, self.process_ids(&record.blob)),
                 None => Reply::Refused(Refusal::NotFound(name.clone())),
             },
+            Request::Under => self.under(),
+            Request::Kept => Reply::Kept(self.state.catalog.kept()),
             Request::ModelStatus(names) => self.model_status(names),
             Request::Jobs => Reply::Jobs(self.job_infos()),
             Request::JobStats => self.job_stats(),

@@ -329,6 +329,7 @@ impl Node {
             Request::PutCommit { request: id, .. }
             | Request::Delete { request: id, .. }
             | Request::Adopt { request: id, .. }
+            | Request::Keep { request: id, .. }
             | Request::Publish { request: id, .. }
             | Request::Submit { request: id, .. } => self.change(to, id, request),
             read => leading.new_reads.push((to, read)),
@@ -341,22 +342,21 @@ impl Node {
         let Some(leading) = &mut self.leading else {
             return Reply::Refused(Refusal::Busy);
         };
+        let (now, view) = (self.now, &self.view);
+        let (uploads, leaving) = (&mut leading.uploads, leading.repair.leaving());
         match request {
-            Request::PutBegin(names) => match leading.uploads.begin(self.now, names, &self.view) {
+            Request::PutBegin(names) => match uploads.begin(now, names, view, leaving) {
                 Ok(placements) => Reply::Placements(placements),
                 Err(refusal) => Reply::Refused(refusal),
             },
             Request::PutReplace { blobs, failed } => {
-                match leading
-                    .uploads
-                    .replace(self.now, &blobs, &failed, &self.view)
-                {
+                match uploads.replace(now, &blobs, &failed, view, leaving) {
                     Ok(targets) => Reply::Replacements(targets),
                     Err(refusal) => Reply::Refused(refusal),
                 }
             }
             Request::PutAbort(blobs) => {
-                let abandoned = leading.uploads.abort(&blobs);
+                let abandoned = uploads.abort(&blobs);
                 self.drop_abandoned(abandoned);
                 Reply::Done
             }
@@ -446,6 +446,13 @@ impl Node {
             Request::Delete { name, .. } => {
                 Ok(Change::Catalog(CatalogCommand::Delete(name.clone())))
             }
+            Request::Keep {
+                newest: Some(0), ..
+            } => {
+                let why = "0 is no number of versions: keep at least 1, or `all`";
+                Err(Refusal::BadArgument(why.into()))
+            }
+            Request::Keep { newest, .. } => Ok(Change::Catalog(CatalogCommand::Keep(*newest))),
             Request::Publish { model, .. } => {
                 for (name, _) in [&model.manifest, &model.weights] {
                     if self.state.catalog.newest(name).is_none() {

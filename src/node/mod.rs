@@ -15,6 +15,7 @@ mod answers;
 mod gateway;
 pub mod io;
 mod leader;
+mod leaving;
 mod loader;
 mod results;
 pub mod state;
@@ -35,13 +36,12 @@ use crate::wire::store::{Located, StoreMessage, Target};
 use gateway::Gateway;
 use io::{Input, LoadFailure, Output, RequestToken, Start};
 use leader::Leading;
+use leaving::Leaving;
 use loader::Loader;
 use state::State;
 
 /// How long `join` waits for an answer; the node goes on trying after it.
 const JOIN_PATIENCE: Duration = Duration::from_secs(10);
-/// How long a leaving coordinator waits for its successor before it just leaves.
-const HAND_OVER: Duration = Duration::from_secs(5);
 /// Most orders that wait for their term to be known; the oldest is dropped, and comes again.
 const EARLY_MAX: usize = 64;
 /// Time between two reports of copies that should be here and are not.
@@ -96,13 +96,6 @@ fn restored(snapshot: &consensus::Snapshot) -> State {
             snapshot.index.0
         ),
     }
-}
-
-/// `leave` was asked for.
-struct Leaving {
-    clients: Vec<RequestToken>,
-    deadline: Time,
-    told: bool,
 }
 
 impl Node {
@@ -241,10 +234,7 @@ impl Node {
             self.gateway.poll_timeout(),
             self.loader.poll_timeout(),
             self.joining.iter().map(|(_, deadline)| *deadline).min(),
-            self.leaving
-                .as_ref()
-                .filter(|leaving| !leaving.told)
-                .map(|leaving| leaving.deadline),
+            self.leaving.as_ref().and_then(Leaving::poll_timeout),
         ];
         if self.replica.lost() > 0 {
             times.push(Some(self.report_at));
@@ -338,7 +328,7 @@ impl Node {
         }
         self.lead();
         self.answer_founding();
-        self.go_if_handed_over();
+        self.hand_over();
         self.compact();
     }
 
@@ -376,19 +366,6 @@ impl Node {
         if let Some(leading) = &mut self.leading {
             leading.handle_view(self.now, &self.state.jobs, &self.view);
         }
-    }
-
-    fn handle_left(&mut self) {
-        for token in self
-            .leaving
-            .take()
-            .map(|leaving| leaving.clients)
-            .unwrap_or_default()
-        {
-            self.reply(token, Reply::Done);
-        }
-        self.joined = None;
-        self.outputs.push_back(Output::Exit);
     }
 
     fn handle_message(&mut self, from: Server, message: PeerMessage) {
@@ -432,6 +409,11 @@ impl Node {
             // Orders of a deposed leader (fencing, P10), or dropped and given again.
             StoreMessage::Pull { .. } | StoreMessage::Drop { .. } => {}
             StoreMessage::Stored(blobs) => self.handle_stored_report(from, blobs),
+            StoreMessage::Leaving => {
+                if let Some(leading) = &mut self.leading {
+                    leading.repair.handle_leaving(self.now, from);
+                }
+            }
             StoreMessage::Missing(blobs) => self.handle_missing_report(from, blobs),
         }
     }
@@ -602,17 +584,6 @@ impl Node {
             bytes: record.bytes,
             digest: record.digest,
             sources: live_holders(record, &self.view),
-        }
-    }
-
-    fn go_if_handed_over(&mut self) {
-        let Some(leaving) = &mut self.leaving else {
-            return;
-        };
-        let leads_others = self.leading.is_some() && self.view.members.len() > 1;
-        if !leaving.told && (!leads_others || leaving.deadline <= self.now) {
-            leaving.told = true;
-            self.outputs.push_back(Output::Leave);
         }
     }
 

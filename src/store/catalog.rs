@@ -114,8 +114,8 @@ pub enum Applied {
     Deleted(u64),
     /// Replica sets were changed.
     Replicas,
-    /// Nothing here.
-    Founded,
+    /// No file or copy was touched, or only such as are not asked for by name.
+    Done,
 }
 
 /// The state machine. Equal logs give equal catalogs.
@@ -123,6 +123,8 @@ pub enum Applied {
 pub struct Catalog {
     files: BTreeMap<FileName, FileRecord>,
     blobs: BTreeMap<BlobId, VersionRecord>,
+    /// How many of the newest versions of each file are kept; none: all.
+    keep: Option<u64>,
     /// One allocation for each server's name, however many records hold it.
     servers: BTreeSet<Server>,
     /// Blobs touched so far, counted.
@@ -148,8 +150,19 @@ impl Catalog {
                 changes.iter().for_each(|change| self.change(change));
                 Applied::Replicas
             }
-            CatalogCommand::Founded => Applied::Founded,
+            CatalogCommand::Founded => Applied::Done,
+            CatalogCommand::Keep(newest) => {
+                self.keep = *newest;
+                let names: Vec<FileName> = self.files.keys().cloned().collect();
+                names.iter().for_each(|name| self.trim(name));
+                Applied::Done
+            }
         }
+    }
+
+    /// How many of the newest versions of each file are kept; none: all.
+    pub fn kept(&self) -> Option<u64> {
+        self.keep
     }
 
     /// Whether `name` was ever put, deleted since or not.
@@ -315,16 +328,24 @@ impl Catalog {
         };
         self.blobs.insert(upload.blob, record);
         self.touch(upload.blob);
+        self.trim(&upload.name);
         version
     }
 
-    fn delete(&mut self, name: &FileName) -> u64 {
-        // The file's record stays as the tombstone: it keeps the numbering.
-        let Some(file) = self.files.get_mut(name) else {
-            return 0;
+    /// Drops the versions of `name` beyond those that are kept.
+    fn trim(&mut self, name: &FileName) {
+        let (Some(keep), Some(file)) = (self.keep, self.files.get_mut(name)) else {
+            return;
         };
-        let versions = std::mem::take(&mut file.versions);
-        for blob in &versions {
+        let keep = usize::try_from(keep).unwrap_or(usize::MAX);
+        let surplus = file.versions.len().saturating_sub(keep);
+        let old: Vec<BlobId> = file.versions.drain(..surplus).collect();
+        self.unname(&old);
+    }
+
+    /// No file has these versions any more; those that are pinned stay known.
+    fn unname(&mut self, versions: &[BlobId]) {
+        for blob in versions {
             if let Some(record) = self.blobs.get_mut(blob) {
                 record.named = false;
                 if record.pins == 0 {
@@ -333,6 +354,15 @@ impl Catalog {
             }
             self.touch(*blob);
         }
+    }
+
+    fn delete(&mut self, name: &FileName) -> u64 {
+        // The file's record stays as the tombstone: it keeps the numbering.
+        let Some(file) = self.files.get_mut(name) else {
+            return 0;
+        };
+        let versions = std::mem::take(&mut file.versions);
+        self.unname(&versions);
         versions.len() as u64
     }
 

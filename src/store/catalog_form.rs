@@ -15,6 +15,7 @@ struct Form {
     /// Versions of deleted files that jobs still read.
     pinned: Vec<(FileName, Version, VersionForm)>,
     revision: u64,
+    keep: Option<u64>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -63,6 +64,7 @@ impl Serialize for Catalog {
             files: self.files.iter().map(file).collect(),
             pinned: deleted.map(pinned).collect(),
             revision: self.revision,
+            keep: self.keep,
             servers: servers.clone(),
         };
         form.serialize(to)
@@ -76,6 +78,7 @@ impl<'de> Deserialize<'de> for Catalog {
         let mut catalog = Catalog {
             servers: form.servers.iter().cloned().collect(),
             revision: form.revision,
+            keep: form.keep,
             recent: VecDeque::new(),
             ..Catalog::default()
         };

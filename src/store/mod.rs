@@ -16,6 +16,7 @@ mod ask;
 pub mod catalog;
 pub mod download;
 pub mod names;
+mod pace;
 pub mod placement;
 pub mod repair;
 pub mod replica;

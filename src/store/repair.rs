@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::catalog::{Catalog, VersionRecord};
+use super::pace::Pace;
 use super::placement::{Ring, target};
 use crate::types::{BlobId, Member, MemberState, REPLICAS, Server, Term, Time, View};
 use crate::wire::store::{Located, ReplicaChange};
@@ -38,6 +39,8 @@ const AVOID_TIME: Duration = Duration::from_secs(30);
 const DOUBT_TIME: Duration = Duration::from_secs(30);
 /// First and longest wait before a copy that could not be made is tried again.
 const RETRY_TIME: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(64));
+/// A member that has not repeated for so long that it leaves has thought better of it.
+const LEAVING_TIME: Duration = Duration::from_secs(5);
 
 /// What the leader is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,6 +105,11 @@ pub struct Repair {
     retries: BTreeMap<BlobId, Retry>,
     avoided: BTreeMap<Server, Time>,
     doubted: BTreeMap<(BlobId, Server), Time>,
+    /// Members that leave once their copies are elsewhere too: read from, and not counted.
+    leaving: BTreeSet<Server>,
+    /// When each of them is taken for a member that stays.
+    leaving_until: BTreeMap<Server, Time>,
+    pace: Pace,
     /// Whether orders may be possible that were not before.
     dirty: bool,
 }
@@ -121,6 +129,9 @@ impl Repair {
             retries: BTreeMap::new(),
             avoided: BTreeMap::new(),
             doubted: BTreeMap::new(),
+            leaving: BTreeSet::new(),
+            leaving_until: BTreeMap::new(),
+            pace: Pace::default(),
             dirty: true,
         }
     }
@@ -140,16 +151,49 @@ impl Repair {
         self.orders.values().map(|orders| orders.blobs.len()).sum()
     }
 
+    /// Members that leave once their copies are elsewhere too.
+    pub fn leaving(&self) -> &BTreeSet<Server> {
+        &self.leaving
+    }
+
+    /// `from` says that it leaves, and will say so again until it has left.
+    pub fn handle_leaving(&mut self, now: Time, from: Server) {
+        self.leaving_until.insert(from.clone(), now + LEAVING_TIME);
+        if self.leaving.insert(from) {
+            self.seen = None;
+        }
+    }
+
+    /// Bytes a second that were copied of late.
+    pub fn rate(&self, now: Time) -> u64 {
+        self.pace.rate(now)
+    }
+
+    /// The versions that have fewer copies than they should, by file and version: how many
+    /// count, and how many should.
+    pub fn under<'a>(
+        &'a self,
+        catalog: &'a Catalog,
+        view: &'a View,
+    ) -> impl Iterator<Item = (&'a VersionRecord, usize, usize)> {
+        let wanted = self.wanted(view);
+        catalog.records().filter_map(move |record| {
+            let copies = self.counted(record, view).count();
+            (copies < wanted).then_some((record, copies, wanted))
+        })
+    }
+
     /// What is to be done now. Cheap where nothing changed, so it may be called in every
     /// turn; it must be called when [`Repair::poll_timeout`] is due and after the catalog,
     /// the view or a report may have changed something.
     #[must_use]
     pub fn plan(&mut self, now: Time, catalog: &Catalog, view: &View) -> Vec<RepairOutput> {
-        self.notice(catalog, view);
         let mut changes = self.expire(now);
+        self.notice(catalog, view);
         let mut outputs = Vec::new();
         if self.dirty || !self.look.is_empty() {
-            let ring = Ring::new(view);
+            let leaving = self.leaving.clone();
+            let ring = Ring::new(view, &leaving);
             changes.extend(self.assess(now, catalog, view, &ring));
             if std::mem::take(&mut self.dirty) {
                 outputs = self.order(now, catalog, view, &ring);
@@ -185,6 +229,7 @@ impl Repair {
             if record.replicas.contains(from) {
                 continue;
             }
+            self.pace.note(now, record.bytes);
             let proposed = self.proposed.entry(*blob).or_default();
             proposed.add.insert(from.clone());
             proposed.deadline = now + CHANGE_TIME;
@@ -256,6 +301,7 @@ impl Repair {
         let retries = retries.filter(|due| *due != Time::MAX);
         let times = orders.chain(proposed).chain(retries);
         let times = times.chain(self.avoided.values().copied());
+        let times = times.chain(self.leaving_until.values().copied());
         let left = (!self.look.is_empty() || self.dirty).then_some(Time(0));
         times
             .chain(self.doubted.values().copied())
@@ -316,6 +362,11 @@ impl Repair {
     /// Gives up what has passed its deadline; changes that the catalog does not show are
     /// proposed again. They are not forgotten, because they may be in the log already.
     fn expire(&mut self, now: Time) -> Vec<ReplicaChange> {
+        let stay = self.leaving_until.extract_if(.., |_, until| *until <= now);
+        for (server, _) in stay.collect::<Vec<_>>() {
+            self.leaving.remove(&server);
+            self.seen = None;
+        }
         let late = self
             .orders
             .iter()
@@ -376,10 +427,10 @@ impl Repair {
                 continue;
             };
             self.settle(record);
-            let live = self.live(record, view).len();
-            let wants = self.wants(record, live, view) > 0 && !self.waits(&blob);
-            self.enqueue(blob, wants.then_some(live));
-            if live > REPLICAS {
+            let copies = self.counted(record, view).count();
+            let wants = self.wants(record, view) > 0 && !self.waits(&blob);
+            self.enqueue(blob, wants.then_some(copies));
+            if copies > REPLICAS {
                 changes.push(self.thin_out(now, record, view, ring));
             }
         }
@@ -395,11 +446,11 @@ impl Repair {
         view: &View,
         ring: &Ring<'_>,
     ) -> ReplicaChange {
-        let live = self.live(record, view);
+        let counted: Vec<&Server> = self.counted(record, view).collect();
         let mut ranked: Vec<(bool, Server)> = ring
             .after(record.name.as_str())
             .map(|member| (member.state == MemberState::Suspect, member.server()))
-            .filter(|(_, server)| live.contains(&server))
+            .filter(|(_, server)| counted.contains(&server))
             .collect();
         ranked.sort_by_key(|(suspect, _)| *suspect);
         let surplus = ranked.into_iter().skip(REPLICAS);
@@ -428,8 +479,7 @@ impl Repair {
             let Some(record) = catalog.record(&blob) else {
                 continue;
             };
-            let live = self.live(record, view).len();
-            let count = self.wants(record, live, view);
+            let count = self.wants(record, view);
             for server in self.choose(record, count, ring) {
                 if self.has_room(&server, record.bytes) {
                     self.note_order(now, &server, record);
@@ -437,7 +487,7 @@ impl Repair {
                     pulls.entry(server).or_default().push(located);
                 }
             }
-            if self.wants(record, live, view) == 0 {
+            if self.wants(record, view) == 0 {
                 self.enqueue(blob, None);
             }
         }
@@ -465,13 +515,31 @@ impl Repair {
         chosen.into_iter().map(|target| target.server).collect()
     }
 
-    /// How many more copies are to be ordered, where `live` ones can be read.
-    fn wants(&self, record: &VersionRecord, live: usize, view: &View) -> usize {
-        let wanted = view.members.len().min(REPLICAS);
-        match live {
-            0 => 0,
-            _ => wanted.saturating_sub(live + self.coming(record).len()),
+    /// How many copies each version should have: min([`REPLICAS`], members that stay).
+    fn wanted(&self, view: &View) -> usize {
+        let leave = |server: &&Server| view.server(server).is_some();
+        let stay = view.members.len() - self.leaving.iter().filter(leave).count();
+        stay.min(REPLICAS)
+    }
+
+    /// How many more copies are to be ordered; none where no copy can be read.
+    fn wants(&self, record: &VersionRecord, view: &View) -> usize {
+        if self.live(record, view).is_empty() {
+            return 0;
         }
+        let copies = self.counted(record, view).count();
+        let wanted = self.wanted(view);
+        wanted.saturating_sub(copies + self.coming(record).len())
+    }
+
+    /// The live holders that stay.
+    fn counted<'a>(
+        &'a self,
+        record: &'a VersionRecord,
+        view: &View,
+    ) -> impl Iterator<Item = &'a Server> {
+        let live = self.live(record, view).into_iter();
+        live.filter(|server| !self.leaving.contains(*server))
     }
 
     /// Whether the next try of a copy that could not be made is not due yet.
@@ -490,7 +558,7 @@ impl Repair {
         coming
     }
 
-    /// Named holders that are live, not doubted and not about to be taken out.
+    /// Named holders that can be read: live, not doubted and not about to be taken out.
     fn live<'a>(&self, record: &'a VersionRecord, view: &View) -> Vec<&'a Server> {
         let proposed = self.proposed.get(&record.blob);
         let leaves = |server: &Server| proposed.is_some_and(|p| p.remove.contains(server));

@@ -9,13 +9,16 @@ mod replica;
 mod upload;
 mod uploads;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::types::{
     BlobId, Digest, FileName, Incarnation, Member, MemberState, NodeId, Server, StorageId, Term,
     View, WallTime,
 };
 use crate::wire::store::{CatalogCommand, Upload};
+
+/// Nobody leaves.
+pub static NOBODY: BTreeSet<Server> = BTreeSet::new();
 
 pub fn server(number: u64) -> Server {
     Server {

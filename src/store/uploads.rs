@@ -6,7 +6,7 @@
 //! to others: the version (the catalog gives it), and commands that are repeated after
 //! they were applied (`node` knows their request ids and asks here only for new ones).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::placement::Ring;
@@ -89,7 +89,8 @@ impl Uploads {
         blob
     }
 
-    /// Begins uploads of `names`: an id and up to [`REPLICAS`] targets for each.
+    /// Begins uploads of `names`: an id and up to [`REPLICAS`] targets for each; members that
+    /// are `leaving` come last.
     ///
     /// Errors: `Reserved` for a name of a job's result file, `BadArgument` for too many
     /// names at once, `Busy` where too much is pending or the view is empty.
@@ -98,6 +99,7 @@ impl Uploads {
         now: Time,
         names: Vec<FileName>,
         view: &View,
+        leaving: &BTreeSet<Server>,
     ) -> Result<Vec<Placement>, Refusal> {
         if let Some(name) = names.iter().find(|name| name.is_reserved()) {
             return Err(Refusal::Reserved(name.clone()));
@@ -109,7 +111,7 @@ impl Uploads {
         if self.pending.len() + names.len() > PENDING_MAX || view.members.is_empty() {
             return Err(Refusal::Busy);
         }
-        let ring = Ring::new(view);
+        let ring = Ring::new(view, leaving);
         let nobody = Default::default();
         let mut placements = Vec::with_capacity(names.len());
         for name in names {
@@ -141,6 +143,7 @@ impl Uploads {
         blobs: &[BlobId],
         failed: &Server,
         view: &View,
+        leaving: &BTreeSet<Server>,
     ) -> Result<Vec<Option<Target>>, Refusal> {
         let given = |blob: &BlobId| {
             let pending = self.pending.get(blob);
@@ -149,7 +152,7 @@ impl Uploads {
         if !blobs.iter().all(given) {
             return Err(Refusal::UnknownUpload);
         }
-        let ring = Ring::new(view);
+        let ring = Ring::new(view, leaving);
         let mut answers = Vec::with_capacity(blobs.len());
         for blob in blobs {
             let Some(upload) = self.pending.get_mut(blob) else {

@@ -65,8 +65,12 @@ counters! {
     blob_bytes_read,
     /// Uploads refused because of this disk.
     uploads_refused,
-    /// Copies that failed their check.
+    /// Copies that failed their check, or that the disk does not give back.
     blobs_corrupt,
+    /// Copies that were read to see whether they are whole, and were.
+    copies_checked,
+    /// Their bytes.
+    copy_bytes_checked,
     /// Batches that went through networks of 8-bit integers.
     batches_int8,
     /// Batches that went through fused operators, on weights packed for their size.

@@ -12,6 +12,7 @@ use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 
 use super::Shared;
 use super::coord::Ask;
+use super::copies::Copies;
 use super::counters::{add, count};
 use super::fetch::SMALL_BYTES;
 use super::listen::{CONNECTIONS_MAX, Connection, Service};
@@ -21,7 +22,9 @@ use super::wake::is_closed;
 use crate::disk::{BlobWriter, Blobs, DiskError, Trailer};
 use crate::node::io::Input;
 use crate::types::{BlobId, Digest};
-use crate::wire::client::{Found, PUT_FILES_MAX, Refusal, Reply, Request};
+use crate::wire::client::{
+    Found, PUT_FILES_MAX, Refusal, Reply, Request, SURVEY_FOLDERS, Verified,
+};
 use crate::wire::datagram::MembershipRequest;
 use crate::wire::peer::{BlobHeader, BlobReply, BlobRequest, PeerMessage, Purpose};
 use crate::wire::{
@@ -36,6 +39,8 @@ const ROOM: Duration = Duration::from_secs(1);
 const MEMBERSHIP: Duration = Duration::from_secs(2);
 /// The core must note stored blobs within this time.
 const NOTED: Duration = Duration::from_secs(10);
+/// How often a client is told how far the check of all copies has come.
+const VERIFYING: Duration = Duration::from_secs(1);
 /// How often a waiting handler looks whether its client is still there.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -44,9 +49,9 @@ pub(super) struct Files {
     pub(super) shared: Arc<Shared>,
     pub(super) ping: Handle,
     pub(super) messages: Sender<Input>,
-    pub(super) results: Sender<Input>,
     pub(super) asks: Sender<Ask>,
     pub(super) blobs: Arc<Blobs>,
+    pub(super) copies: Copies,
     pub(super) models: LocalModels,
 }
 
@@ -139,6 +144,7 @@ impl Files {
                 Request::Why(name) => Some(self.why(name)),
                 Request::LocalModels => Some(self.models.list()),
                 Request::Survey(folder) => Some(self.survey(folder)),
+                Request::Verify => Some(self.verify(connection)?),
                 Request::ReadLocalModel {
                     name,
                     weights,
@@ -175,6 +181,35 @@ impl Files {
         };
         let blobs = self.blobs.survey(folder).into_iter().map(found).collect();
         Reply::Survey(self.shared.me.clone(), blobs)
+    }
+
+    /// Checks all copies; tells the client every second how far it has come.
+    fn verify(&self, connection: &mut Connection<'_>) -> Result<Reply, WireError> {
+        let mut verified = Verified::default();
+        let clock = self.shared.clock;
+        let mut told = clock.now();
+        for folder in 0..SURVEY_FOLDERS {
+            let Some((copies, orphaned)) = self.copies.held(folder as u8) else {
+                return Ok(Reply::Refused(Refusal::Busy));
+            };
+            verified.orphaned += orphaned;
+            for (blob, bytes) in copies {
+                let checked = self.copies.check(blob, |_| {
+                    if self.shared.crew.is_stopping() {
+                        return Err(WireError::from(std::io::Error::other("stopping")));
+                    }
+                    if told + VERIFYING <= clock.now() {
+                        told = clock.now();
+                        answer(connection, &Reply::Verifying(folder.into()))?;
+                    }
+                    Ok(())
+                })?;
+                verified.copies += 1;
+                verified.bytes += bytes;
+                verified.corrupt += u64::from(checked.is_err());
+            }
+        }
+        Ok(Reply::Verified(verified))
     }
 
     fn why(&self, name: String) -> Reply {
@@ -294,7 +329,7 @@ impl Files {
         let mut reader = match self.blobs.open_read(blob, offset) {
             Ok(reader) => reader,
             Err(error) => {
-                self.report(blob, &error);
+                let error = self.copies.report(blob, error);
                 let refused = BlobReply::Refused(error.to_string());
                 write_message(&mut connection.writer, &refused)?;
                 return Ok(true);
@@ -308,20 +343,12 @@ impl Files {
                 Ok(count) => write_chunk(&mut connection.writer, &buffer[..count])?,
                 Err(error) => {
                     // The bytes were promised: only the connection's end can take that back.
-                    self.report(blob, &error);
+                    self.copies.report(blob, error);
                     return Ok(false);
                 }
             }
         }
         Ok(true)
-    }
-
-    fn report(&self, blob: BlobId, error: &DiskError) {
-        if matches!(error, DiskError::Corrupt { .. }) {
-            count(&self.shared.counters.blobs_corrupt);
-            log::error!("{error}");
-            let _ = self.results.send_timeout(Input::Corrupt(blob), ROOM);
-        }
     }
 }
 

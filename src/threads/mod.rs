@@ -11,6 +11,7 @@
 //! files       accepts connections; files-N serve one each, and never dial out
 //! peer-N      control connection to one other member
 //! fetch-N     copy blobs from other nodes
+//! scrub       reads this disk's copies again and again, to find those that have decayed
 //! prepare     read and decode a task's inputs; fetch models
 //! infer       the networks
 //! ```
@@ -23,7 +24,7 @@
 //! | ping | disk | what to note | 64 | ping keeps it |
 //! | any | ping | commands | 256 | coord keeps them, others wait or drop a hint |
 //! | files-N | coord | messages of peers | 256 | the connection waits |
-//! | files-N | coord | commands, uploads | 256 | `Busy` after 1 s |
+//! | files-N, scrub | coord | commands, uploads | 256 | `Busy` after 1 s |
 //! | coord | files-N | the answer | 1 each | cannot be |
 //! | coord | peer-N | messages | 256 | lost; the core repeats |
 //! | coord | log | log writes | 4 | cannot be: at most two are under way |
@@ -42,6 +43,7 @@
 
 mod clock;
 mod coord;
+mod copies;
 mod counters;
 mod crew;
 mod dial;
@@ -79,6 +81,7 @@ use crate::types::{ClusterId, NodeId, Server, StorageId};
 use crate::wire::client::Request;
 use clock::Clock;
 use coord::{Ask, Coordinator, Devices, Inputs};
+use copies::Copies;
 use counters::Counters;
 use crew::Crew;
 use files::Files;
@@ -131,6 +134,8 @@ pub struct Settings {
     pub models: PathBuf,
     /// Join at once.
     pub join: bool,
+    /// Time in which every copy on this disk is checked once; none: never.
+    pub scrub: Option<Duration>,
     /// Members that are gone have crashed: go on without a majority of them.
     pub crash_stop: bool,
 }
@@ -148,6 +153,7 @@ impl Settings {
             data_directory: arguments.data_directory(),
             models: arguments.models.clone(),
             join: arguments.join,
+            scrub: arguments.scrub_period(),
             crash_stop: arguments.crash_stop,
         })
     }
@@ -409,8 +415,18 @@ fn spawn(
             fetch::run(from, blobs, shared, to)
         })?;
     }
-    let preparing = Prepare {
+    let copies = Copies {
         blobs: blobs.clone(),
+        shared: shared.clone(),
+        results: results.clone(),
+        asks: asks.clone(),
+    };
+    if let Some(period) = settings.scrub {
+        let (copies, [start]) = (copies.clone(), random().map_err(|error| error.to_string())?);
+        crew.spawn("scrub", move || copies.scrub(period, start))?;
+    }
+    let preparing = Prepare {
+        copies: copies.clone(),
         shared: shared.clone(),
         results: results.clone(),
         work,
@@ -477,9 +493,9 @@ fn spawn(
         shared: shared.clone(),
         ping,
         messages,
-        results,
         asks,
         blobs,
+        copies,
         models: LocalModels(settings.models),
     });
     let (listener, own) = (bound.listener, shared.clone());

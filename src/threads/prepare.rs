@@ -10,11 +10,11 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, Sender};
 
 use super::Shared;
-use super::counters::count;
+use super::copies::Copies;
 use super::crew::Crew;
 use super::infer::Work;
 use super::pull::{BLOBS_IN_REQUEST, PullError, Source, Want, by_source};
-use crate::disk::{Blobs, DiskError};
+use crate::disk::DiskError;
 use crate::models::manifest::Manifest;
 use crate::models::prepare::prepare_into;
 use crate::node::io::{Input, LoadFailure};
@@ -41,7 +41,7 @@ pub(super) enum Order {
 
 /// The thread's state.
 pub(super) struct Prepare {
-    pub(super) blobs: Arc<Blobs>,
+    pub(super) copies: Copies,
     pub(super) shared: Arc<Shared>,
     pub(super) results: Sender<Input>,
     pub(super) work: Sender<Work>,
@@ -188,19 +188,11 @@ impl Prepare {
     }
 
     fn read_here(&self, want: &Want) -> Result<Vec<u8>, String> {
-        match self.blobs.read(want.blob) {
+        match self.copies.blobs.read(want.blob) {
             Ok(content) if Digest::of(&content) == want.digest => Ok(content),
             Ok(_) => Err("the copy here has another content".into()),
             Err(DiskError::NoBlob(_)) => Err("no copy could be read".into()),
-            Err(error) => {
-                if matches!(error, DiskError::Corrupt { .. }) {
-                    count(&self.shared.counters.blobs_corrupt);
-                    // The core has the copy healed; where it has gone, nobody needs to know.
-                    let _ = self.results.send(Input::Corrupt(want.blob));
-                }
-                log::error!("{error}");
-                Err(error.to_string())
-            }
+            Err(error) => Err(self.copies.report(want.blob, error).to_string()),
         }
     }
 }

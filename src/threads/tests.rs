@@ -77,6 +77,7 @@ fn holder(contents: &[(u64, Vec<u8>)]) -> Holder {
         data_directory: at.path().into(),
         models: at.path().join("models"),
         join: false,
+        scrub: None,
         crash_stop: false,
     };
     let bound = bind("127.0.0.1:0".parse().expect("an address")).expect("bound");
@@ -226,8 +227,14 @@ fn workers(blobs: Arc<Blobs>) -> Workers {
     let (orders, ordered) = bounded(prepare::ORDERS_MAX);
     let (results, done) = bounded(coord::RESULTS_MAX);
     let (work, batches) = bounded(1);
-    let preparing = Prepare {
+    let copies = Copies {
         blobs,
+        shared: shared.clone(),
+        results: results.clone(),
+        asks: bounded(1).0,
+    };
+    let preparing = Prepare {
+        copies,
         shared: shared.clone(),
         results: results.clone(),
         work,

@@ -20,7 +20,9 @@ pub enum Request {
     // Answered by the node asked.
     /// Join the cluster. Answered when this has happened or is refused.
     Join,
-    /// Leave the cluster in order and stop the process. Answered when the others know.
+    /// Leave the cluster in order and stop the process: others get copies of what this node holds
+    /// first. Answered when they know that it leaves; before, every few seconds, with what is
+    /// left to do: then it is to be asked again.
     Leave,
     /// The members as this node sees them.
     Members,
@@ -57,6 +59,12 @@ pub enum Request {
     Survey(u8),
     /// Go on with this node's log and without the voters that are gone, for good.
     FoundAnew,
+    /// The copies in one of the folders of this node's disk, as its core knows them; below
+    /// [`SURVEY_FOLDERS`].
+    Held(u8),
+    /// Read all copies on this node's disk and check them. Answered by `Verifying` at least every
+    /// few seconds, and then by `Verified`.
+    Verify,
 
     // Answered by the coordinator.
     /// Where the newest versions of a file can be read; newest first.
@@ -100,6 +108,17 @@ pub enum Request {
     },
     /// The live nodes that hold the newest version of a file.
     Replicas(FileName),
+    /// The versions that have fewer copies than they should.
+    Under,
+    /// How many versions of each file are kept.
+    Kept,
+    /// Keep so many of the newest versions of each file, from now on; none: all.
+    Keep {
+        /// Names this command.
+        request: RequestId,
+        /// How many, at least 1.
+        newest: Option<u64>,
+    },
     /// Make a model (whose files are in SDFS) available to jobs.
     Publish {
         /// Names this command.
@@ -146,6 +165,8 @@ pub enum Request {
 
 /// Most rows in one answer.
 pub const ROWS_MAX: u32 = 10_000;
+/// Most files in the answer to `Under`.
+pub const UNDER_MAX: usize = 10_000;
 /// Folders of blobs that each node has.
 pub const SURVEY_FOLDERS: u16 = 256;
 /// Most files in one `PutBegin`, `PutCommit` or `Adopt`.
@@ -169,6 +190,8 @@ impl Request {
                 | LogState
                 | Survey(_)
                 | FoundAnew
+                | Held(_)
+                | Verify
         )
     }
 }
@@ -234,6 +257,46 @@ pub struct Holding {
     pub version: Version,
     /// Length in bytes.
     pub bytes: u64,
+}
+
+/// The versions that have fewer copies than they should.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Under {
+    /// The first of them in the order of their uploads, at most [`UNDER_MAX`].
+    pub files: Vec<UnderFile>,
+    /// How many there are.
+    pub total: u64,
+    /// Bytes of the copies that are missing.
+    pub bytes: u64,
+    /// Bytes a second that are copied at present.
+    pub rate: u64,
+}
+
+/// A version with too few copies.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnderFile {
+    /// The SDFS name.
+    pub file: FileName,
+    /// The version.
+    pub version: Version,
+    /// Copies on live members that stay.
+    pub copies: u64,
+    /// How many there should be.
+    pub wanted: u64,
+}
+
+/// What a check of all copies on a node found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verified {
+    /// Copies that were read.
+    pub copies: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Those of them that are not what they should be, or cannot be read. They count no more.
+    pub corrupt: u64,
+    /// Copies that the catalog does not name: of uploads under way or broken off. They go by
+    /// themselves.
+    pub orphaned: u64,
 }
 
 /// How much of the cluster's log a node has. The greater one has more.
@@ -406,6 +469,16 @@ pub enum Reply {
     Identity(String),
     /// Done; nothing more to say.
     Done,
+    /// To `Leave`: the node has left.
+    Left {
+        /// Versions that have too few copies now.
+        short: u64,
+    },
+    /// To `Leave`: not yet; ask again.
+    Leaving {
+        /// Versions that others must get copies of first.
+        left: u64,
+    },
     /// To `Members`.
     Members(Vec<MemberInfo>),
     /// To `Holdings`.
@@ -420,6 +493,21 @@ pub enum Reply {
     LogState(LogState),
     /// To `Survey`: the node's name and disk, and its blobs.
     Survey(Server, Vec<Found>),
+    /// To `Held`.
+    Held {
+        /// The copies that the catalog names, and their lengths in bytes.
+        copies: Vec<(BlobId, u64)>,
+        /// How many others there are.
+        orphaned: u64,
+    },
+    /// To `Verify`, before its end: how many of the folders are done.
+    Verifying(u64),
+    /// To `Verify`.
+    Verified(Verified),
+    /// To `Under`.
+    Under(Under),
+    /// To `Kept`.
+    Kept(Option<u64>),
     /// To `ReadLocalModel`: bytes from the offset; empty at the end.
     Bytes(Vec<u8>),
     /// To `Locate` and `LocateStale`: newest first, and whether more versions exist.

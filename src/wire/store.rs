@@ -56,6 +56,8 @@ pub enum CatalogCommand {
     Founded,
     /// Names files that lay on the members' disks and that the catalog may have lost.
     Adopt(Vec<Upload>),
+    /// So many of the newest versions of each file are kept from now on; none: all.
+    Keep(Option<u64>),
 }
 
 /// The bytes of one version, and where they can be read.
@@ -94,6 +96,9 @@ pub enum StoreMessage {
     },
     /// Member to leader: these blobs are on my disk, fsynced and with the right digest.
     Stored(Vec<BlobId>),
+    /// Member to leader: I leave as soon as others have enough copies of what I hold. Repeated
+    /// until then.
+    Leaving,
     /// Member to leader: these could not be copied, or are named as mine and are not on my disk.
     Missing(Vec<BlobId>),
 }

@@ -115,10 +115,15 @@ fn run(mut cluster: Cluster, failures: &[Failure]) {
     let mut jobs = 0;
     for failure in failures {
         let mut figures = Vec::new();
-        for _ in 0..rounds {
-            figures.push(round(&mut cluster, *failure, &mut jobs));
-        }
         let (what, bar) = failure.describe();
+        for number in 1..=rounds {
+            let found = round(&mut cluster, *failure, &mut jobs);
+            eprintln!(
+                "{what}, round {number}: count moves {:.2}, rate is back {:.2}",
+                found[0], found[1]
+            );
+            figures.push(found);
+        }
         for (place, name) in ["count moves", "rate is back"].iter().enumerate() {
             let mut spans: Vec<f64> = figures.iter().map(|found| found[place]).collect();
             spans.sort_by(f64::total_cmp);

@@ -18,6 +18,9 @@ use crate::workload::{HEAL_AT, OPERATIONS_FROM};
 /// A disk burns only after so long without another fault.
 const SETTLED: Duration = Duration::from_secs(5);
 
+/// How often is looked whether a node that leaves has left.
+const LEAVING: Duration = Duration::from_millis(100);
+
 /// One fault. Hosts are numbers of nodes.
 #[derive(Clone, Debug)]
 pub enum Fault {
@@ -381,11 +384,17 @@ impl Sim {
         self.watchers.burned += 1;
         self.watchers.left(self.now, id);
         self.ask(id, Request::Leave, |_, _| ());
-        self.after(span, move |sim| {
-            if !sim.hosts[id].is_running() {
-                sim.start(id);
-            }
-        });
+        let life = self.life(id);
+        self.after(span, move |sim| sim.start_once_left(id, life));
+    }
+
+    /// Starts who has left; who still hands its copies over in this `life` is waited for.
+    fn start_once_left(&mut self, id: HostId, life: (HostId, u32)) {
+        if !self.hosts[id].is_running() {
+            self.start(id);
+        } else if self.life(id) == life {
+            self.after(LEAVING, move |sim| sim.start_once_left(id, life));
+        }
     }
 
     /// Everything is mended: whoever is down starts, whoever is silent goes on.

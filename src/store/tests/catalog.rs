@@ -22,6 +22,33 @@ fn change(blob: BlobId, add: &[u64], remove: &[u64]) -> CatalogCommand {
 }
 
 #[test]
+fn only_the_newest_versions_are_kept_where_that_is_asked_for() {
+    let mut catalog = Catalog::new();
+    for number in 0..4 {
+        catalog.apply(&put("a", blob(1, number), &[1]));
+    }
+    catalog.pin([blob(1, 1)]);
+    catalog.apply(&CatalogCommand::Keep(Some(2)));
+    let kept = |catalog: &Catalog| -> Vec<u64> {
+        let versions = catalog.versions(&name("a"), 9).into_iter();
+        versions.map(|record| record.version.0).collect()
+    };
+    assert_eq!((kept(&catalog), catalog.kept()), (vec![3, 2], Some(2)));
+    assert_eq!(catalog.record(&blob(1, 0)), None);
+    assert!(catalog.record(&blob(1, 1)).is_some(), "a job reads it");
+    assert_eq!(catalog.apply(&put("a", blob(1, 9), &[1])), versions(&[4]));
+    assert_eq!(kept(&catalog), [4, 3]);
+    catalog.check_invariants();
+    let again = crate::wire::decode_large::<Catalog>(&crate::wire::encode(&catalog));
+    assert_eq!(again.expect("whole").kept(), Some(2));
+    catalog.apply(&CatalogCommand::Keep(None));
+    catalog.apply(&put("a", blob(1, 10), &[1]));
+    assert_eq!(kept(&catalog), [5, 4, 3]);
+    catalog.unpin([blob(1, 1)]);
+    assert_eq!(catalog.record(&blob(1, 1)), None);
+}
+
+#[test]
 fn versions_are_numbered_when_applied_and_go_on_after_a_delete() {
     let mut catalog = Catalog::new();
     let both = CatalogCommand::Put(vec![

@@ -74,6 +74,37 @@ fn lost_copies_are_made_again_fewest_first() {
 }
 
 #[test]
+fn who_leaves_hands_its_copies_over_and_is_read_meanwhile() {
+    let mut catalog = Catalog::new();
+    catalog.apply(&put("a", blob(1, 0), &[0, 1, 2, 3]));
+    catalog.apply(&put("alone", blob(1, 1), &[0]));
+    let live = view(1, &[0, 1, 2, 3, 4], &[]);
+    let mut repair = Repair::new(Term(1));
+    let _ = repair.plan(NOW, &catalog, &live);
+    assert_eq!(repair.under(&catalog, &live).count(), 1);
+    repair.handle_leaving(NOW, server(0));
+    assert_eq!(repair.under(&catalog, &live).count(), 2);
+    let ordered = pulls(&repair.plan(NOW, &catalog, &live));
+    let to_spare = &ordered[&server(4)];
+    assert!(to_spare.iter().any(|it| it.blob == blob(1, 0)));
+    let sources = &to_spare[0].sources;
+    assert!(sources.iter().any(|source| source.server == server(0)));
+    assert!(!ordered.contains_key(&server(0)), "nothing goes to it");
+    let change = repair.handle_stored(NOW, &server(4), &[blob(1, 0)], &catalog, &live);
+    apply(&mut catalog, change);
+    assert_eq!(
+        changes(&repair.plan(NOW, &catalog, &live)),
+        [],
+        "the fifth copy is none too many yet"
+    );
+    // It has thought better of it.
+    let due = NOW + Duration::from_secs(6);
+    let thin = changes(&repair.plan(due, &catalog, &live));
+    assert_eq!(thin.len(), 1, "{thin:?}");
+    repair.check_invariants();
+}
+
+#[test]
 fn only_ordered_copies_count_and_a_dead_holder_makes_room() {
     let mut catalog = Catalog::new();
     catalog.apply(&put("a", blob(1, 0), &[0, 1, 2, 9]));

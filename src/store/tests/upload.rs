@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::{blob, name, server, view};
+use super::{NOBODY, blob, name, server, view};
 use crate::store::upload::ATTEMPTS_MAX;
 use crate::store::{Catalog, TransferId, Upload, UploadFile, UploadOutput, Uploads};
 use crate::types::{BlobId, Digest, RequestId, Server, Term, Time, Version, View};
@@ -126,11 +126,11 @@ impl World {
     fn answer(&mut self, request: Request) -> Result<Reply, Refusal> {
         let (now, view) = (self.now, &self.view);
         match request {
-            Request::PutBegin(names) => {
-                Ok(Reply::Placements(self.uploads.begin(now, names, view)?))
-            }
+            Request::PutBegin(names) => Ok(Reply::Placements(
+                self.uploads.begin(now, names, view, &NOBODY)?,
+            )),
             Request::PutReplace { blobs, failed } => {
-                let targets = self.uploads.replace(now, &blobs, &failed, view)?;
+                let targets = self.uploads.replace(now, &blobs, &failed, view, &NOBODY)?;
                 Ok(Reply::Replacements(targets))
             }
             Request::PutCommit { files, .. } => {
@@ -311,7 +311,8 @@ fn progress_is_waited_for_and_so_is_the_disk_at_the_end() {
         upload.poll_output(),
         Some(UploadOutput::Request(Request::PutBegin(_)))
     ));
-    let begun = Uploads::new(Term(1)).begin(now, vec![name("big")], &view(1, &[0, 1], &[]));
+    let begun =
+        Uploads::new(Term(1)).begin(now, vec![name("big")], &view(1, &[0, 1], &[]), &NOBODY);
     upload.handle_reply(now, Reply::Placements(begun.expect("begins")));
     let mut ids = Vec::new();
     while let Some(UploadOutput::Transfer { id, .. }) = upload.poll_output() {

@@ -1,6 +1,6 @@
 //! The leader's table of pending uploads.
 
-use super::{blob, name, server, servers, view};
+use super::{NOBODY, blob, name, server, servers, view};
 use crate::store::uploads::{PENDING_MAX, UPLOAD_IDLE};
 use crate::store::{Abandoned, Uploads};
 use crate::types::{BlobId, Digest, Server, Term, Time};
@@ -10,7 +10,7 @@ use crate::wire::store::Upload;
 const NOW: Time = Time(1_000);
 
 fn begin(uploads: &mut Uploads, text: &str, live: &[u64]) -> Placement {
-    let begun = uploads.begin(NOW, vec![name(text)], &view(1, live, &[]));
+    let begun = uploads.begin(NOW, vec![name(text)], &view(1, live, &[]), &NOBODY);
     begun.expect("begins").remove(0)
 }
 
@@ -48,25 +48,25 @@ fn ids_are_of_the_term_and_never_repeat() {
 fn what_cannot_begin_is_refused() {
     let mut uploads = Uploads::new(Term(1));
     let live = view(1, &[1, 2], &[]);
-    let reserved = uploads.begin(NOW, vec![name("a"), name("007.csv")], &live);
+    let reserved = uploads.begin(NOW, vec![name("a"), name("007.csv")], &live, &NOBODY);
     assert_eq!(reserved, Err(Refusal::Reserved(name("007.csv"))));
     assert!(uploads.is_empty(), "nothing of a refused batch begins");
     let many = vec![name("a"); PUT_FILES_MAX + 1];
     assert!(matches!(
-        uploads.begin(NOW, many, &live),
+        uploads.begin(NOW, many, &live, &NOBODY),
         Err(Refusal::BadArgument(_))
     ));
     let nobody = view(1, &[], &[]);
     assert_eq!(
-        uploads.begin(NOW, vec![name("a")], &nobody),
+        uploads.begin(NOW, vec![name("a")], &nobody, &NOBODY),
         Err(Refusal::Busy)
     );
     for _ in 0..PENDING_MAX / PUT_FILES_MAX {
         let batch = vec![name("a"); PUT_FILES_MAX];
-        assert!(uploads.begin(NOW, batch, &live).is_ok());
+        assert!(uploads.begin(NOW, batch, &live, &NOBODY).is_ok());
     }
     assert_eq!(
-        uploads.begin(NOW, vec![name("a")], &live),
+        uploads.begin(NOW, vec![name("a")], &live, &NOBODY),
         Err(Refusal::Busy)
     );
 }
@@ -168,7 +168,7 @@ fn a_failed_target_is_replaced_once_by_somebody_new() {
     let placement = begin(&mut uploads, "a", &live);
     let targets = given(&placement);
     let mut replace = |failed: &Server| {
-        let answer = uploads.replace(NOW, &[placement.blob], failed, &all);
+        let answer = uploads.replace(NOW, &[placement.blob], failed, &all, &NOBODY);
         answer.map(|mut targets| targets.remove(0).map(|target| target.server))
     };
     let fifth = replace(&targets[0])
@@ -193,7 +193,7 @@ fn a_failed_target_is_replaced_once_by_somebody_new() {
     );
     let both = [placement.blob, blob(9, 9)];
     assert_eq!(
-        uploads.replace(NOW, &both, &targets[2], &all),
+        uploads.replace(NOW, &both, &targets[2], &all, &NOBODY),
         Err(Refusal::UnknownUpload)
     );
 }
@@ -204,7 +204,13 @@ fn given_up_uploads_are_dropped_by_all_who_may_have_bytes() {
     let live = [0, 1, 2, 3, 4];
     let placement = begin(&mut uploads, "a", &live);
     let failed = &placement.targets[0].server;
-    let _ = uploads.replace(NOW, &[placement.blob], failed, &view(1, &live, &[]));
+    let _ = uploads.replace(
+        NOW,
+        &[placement.blob],
+        failed,
+        &view(1, &live, &[]),
+        &NOBODY,
+    );
     let drops = uploads.abort(&[placement.blob, blob(9, 9)]);
     let expected = servers(&live).into_iter().map(|to| Abandoned {
         to,

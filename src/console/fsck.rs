@@ -1,0 +1,95 @@
+//! `fsck`: every copy on every node is read and checked, and what is missing is counted.
+//!
+//! Decides: that all nodes check at once, and that one which does not answer is named. Leaves to
+//! others: the check and its consequences (`threads::copies`), the repair (`store::repair`).
+
+use std::net::SocketAddr;
+
+use indicatif::ProgressBar;
+use serde_json::json;
+
+use super::client::{Client, ClientError};
+use super::{Answer, progress};
+use crate::wire::client::{Reply, Request, SURVEY_FOLDERS, Verified};
+
+/// Checks the whole cluster.
+pub fn fsck(client: &mut Client) -> Result<Answer, ClientError> {
+    let Reply::Members(members) = client.request(&Request::Members)? else {
+        return Err(client.unexpected());
+    };
+    let mut addresses = Vec::new();
+    for member in &members {
+        addresses.push(member.addr.parse().map_err(|_| client.unexpected())?);
+    }
+    let folders = u64::from(SURVEY_FOLDERS) * members.len() as u64;
+    let bar = progress::steps(folders, "check");
+    let found: Vec<Result<Verified, ClientError>> = std::thread::scope(|scope| {
+        let check = |addr: &SocketAddr| {
+            let (addr, bar) = (*addr, bar.clone());
+            scope.spawn(move || verify(&mut Client::new(addr), &bar))
+        };
+        let checks: Vec<_> = addresses.iter().map(check).collect();
+        let panicked = || ClientError::Other("the check of a node broke off".into());
+        let end = |check: std::thread::ScopedJoinHandle<'_, Result<Verified, ClientError>>| {
+            check.join().unwrap_or_else(|_| Err(panicked()))
+        };
+        checks.into_iter().map(end).collect()
+    });
+    bar.finish_and_clear();
+    let Reply::Under(under) = client.request(&Request::Under)? else {
+        return Err(client.unexpected());
+    };
+    let mut sum = Verified::default();
+    let mut unchecked = Vec::new();
+    let mut notes = String::new();
+    for (member, verified) in members.iter().zip(found) {
+        match verified {
+            Ok(more) => {
+                sum.copies += more.copies;
+                sum.bytes += more.bytes;
+                sum.corrupt += more.corrupt;
+                sum.orphaned += more.orphaned;
+            }
+            Err(error) => {
+                notes += &format!("\n{} was not checked: {error}", member.name);
+                unchecked.push(member.name.as_str());
+            }
+        }
+    }
+    let (bytes, total) = (indicatif::HumanBytes(sum.bytes), under.total);
+    let Verified {
+        copies,
+        corrupt,
+        orphaned,
+        ..
+    } = sum;
+    let text = format!(
+        "{copies} copies checked, {bytes}\nunder-replicated versions: {total}\ncorrupt copies: \
+         {corrupt}\norphaned copies: {orphaned}{notes}"
+    );
+    let json = json!({
+        "under": total, "corrupt": corrupt, "orphaned": orphaned, "checked": copies,
+        "bytes": sum.bytes, "unchecked": unchecked,
+    });
+    Ok(Answer { text, json })
+}
+
+/// Has one node check its copies.
+fn verify(client: &mut Client, bar: &ProgressBar) -> Result<Verified, ClientError> {
+    let mut done = 0;
+    let mut reply = client.request(&Request::Verify)?;
+    loop {
+        match reply {
+            Reply::Verifying(folders) => {
+                bar.inc(folders.saturating_sub(done));
+                done = folders;
+            }
+            Reply::Verified(verified) => {
+                bar.inc(u64::from(SURVEY_FOLDERS).saturating_sub(done));
+                return Ok(verified);
+            }
+            _ => return Err(client.unexpected()),
+        }
+        reply = client.further()?;
+    }
+}

@@ -37,6 +37,14 @@ pub enum Bug {
     TwoTasksAtOnce,
     /// The leader does not replace copies that died (against P5).
     NoRepair,
+    /// A node that finds a copy of its own decayed keeps that to itself (against P5, P6).
+    DecayIgnored,
+    /// An upload is named whose copies are fewer than the promise needs (against P3).
+    CommitShort,
+    /// A node throws away what its catalog does not name yet (against P3).
+    SweptInHaste,
+    /// The versions of a file are numbered anew after a delete (against P4).
+    NumberedAnew,
 }
 
 impl Bug {
@@ -57,6 +65,10 @@ impl Bug {
         ("read-without-confirmation", Bug::ReadWithoutConfirmation),
         ("two-tasks-at-once", Bug::TwoTasksAtOnce),
         ("no-repair", Bug::NoRepair),
+        ("decay-ignored", Bug::DecayIgnored),
+        ("commit-short", Bug::CommitShort),
+        ("swept-in-haste", Bug::SweptInHaste),
+        ("numbered-anew", Bug::NumberedAnew),
     ];
 }
 

@@ -1,5 +1,6 @@
 //! How soon jobs go on after their coordinator has failed: seven real nodes, two jobs. Run by
-//! `make bench-takeover`; `ROUNDS` (20) are the failures of each kind. Links are cut between
+//! `make bench-takeover`; `ROUNDS` (20) are the failures of each kind, `KINDS` those of killed,
+//! stopped and cut that are wanted. Links are cut between
 //! network namespaces, where those can be made.
 //!
 //! Two figures for each failure, both from the moment of the blow: when a client sees the count
@@ -87,8 +88,17 @@ fn main() {
     let cluster = Cluster::with_nodes(dir, NODES);
     println!("The coordinator of {NODES} real nodes fails while two jobs run (seconds)");
     println!("                                    p50    max   bar");
-    run(cluster, &[Failure::Killed, Failure::Stopped]);
-    run_in_hub("A cut link", INSIDE, NODES);
+    let wanted = std::env::var("KINDS").unwrap_or_default();
+    let is_wanted = |kind: &str| wanted.is_empty() || wanted.split(',').any(|it| it == kind);
+    let failures = [("killed", Failure::Killed), ("stopped", Failure::Stopped)];
+    let failures = failures.into_iter().filter(|(kind, _)| is_wanted(kind));
+    run(
+        cluster,
+        &failures.map(|(_, failure)| failure).collect::<Vec<_>>(),
+    );
+    if is_wanted("cut") {
+        run_in_hub("A cut link", INSIDE, NODES);
+    }
 }
 
 /// The same cluster, each node in a namespace of its own.

@@ -88,12 +88,13 @@ impl Sim {
         digest: Digest,
         sources: &[Target],
     ) -> (Duration, Option<Arc<[u8]>>) {
-        let right = |sim: &Sim, host: HostId| {
-            let held = sim.hosts[host]
-                .disk
-                .blob(blob)
-                .filter(|held| held.digest == digest);
-            held.map(|held| held.bytes.clone())
+        let right = |sim: &mut Sim, host: HostId| {
+            let held = sim.hosts[host].disk.blob(blob)?;
+            if held.decayed {
+                sim.found_decayed(host, blob);
+                return None;
+            }
+            (held.digest == digest).then(|| held.bytes.clone())
         };
         if let Some(bytes) = right(self, id) {
             return (Duration::from_micros(50), Some(bytes));
@@ -137,11 +138,12 @@ impl Sim {
         let serves = self.hosts[host]
             .process()
             .is_some_and(|p| p.server == source.server);
-        let bytes = self.hosts[host]
-            .disk
-            .blob(blob)
-            .filter(|_| serves)
-            .map(|held| held.bytes.clone());
+        let held = self.hosts[host].disk.blob(blob).filter(|_| serves).cloned();
+        if held.as_ref().is_some_and(|held| held.decayed) {
+            self.found_decayed(host, blob);
+            return Some((delay, None));
+        }
+        let bytes = held.map(|held| held.bytes);
         let length = bytes.as_ref().map_or(0, |bytes| bytes.len() as u64);
         Some((delay + self.network.transfer(length), bytes))
     }
@@ -165,6 +167,7 @@ impl Sim {
         let mut results = Vec::new();
         for located in blobs {
             let (delay, bytes) = self.read_blob(id, located.blob, located.digest, &located.sources);
+            let bytes = bytes.filter(|_| !self.write_fails(id));
             spent += delay;
             results.push((located.blob, bytes.is_some()));
             if let Some(bytes) = bytes {
@@ -198,6 +201,13 @@ impl Sim {
         });
         let digest = Digest::of(&bytes);
         let length = bytes.len() as u64;
+        if self.write_fails(id) {
+            let result = Err("no space left".into());
+            let (delay, life) = (self.hop_delay(), self.life(id));
+            return self.after_in(delay, life, move |sim| {
+                sim.handle_coord(id, Input::Written { blob, result });
+            });
+        }
         self.hosts[id].disk.write_blob(blob, bytes.into(), digest);
         let (delay, life) = (self.sync_delay(), self.life(id));
         self.after_in(delay, life, move |sim| {
@@ -347,6 +357,13 @@ impl Sim {
         let blobs: Vec<BlobId> = parcels.iter().map(|parcel| parcel.0).collect();
         self.trace
             .note(self.now, to, "receive", || format!("{blobs:?}"));
+        if self.write_fails(to) {
+            if self.network.is_open_both_ways(from, to) {
+                let delay = self.network.segment_delay();
+                self.after(delay, move |sim| finish(sim, false));
+            }
+            return;
+        }
         for (blob, bytes, digest) in parcels {
             self.hosts[to].disk.write_blob(blob, bytes, digest);
         }

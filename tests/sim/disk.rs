@@ -23,6 +23,8 @@ pub struct Held {
     pub digest: Digest,
     /// Survives a crash.
     pub synced: bool,
+    /// Its bytes are others than those that were written; only who reads it knows.
+    pub decayed: bool,
 }
 
 /// Everything that outlives a process.
@@ -123,15 +125,26 @@ impl Disk {
 
     /// Writes a blob; it is safe after [`Disk::blob_synced`].
     pub fn write_blob(&mut self, blob: BlobId, bytes: Arc<[u8]>, digest: Digest) {
-        let synced = false;
-        self.blobs.insert(
-            blob,
-            Held {
-                bytes,
-                digest,
-                synced,
-            },
-        );
+        let held = Held {
+            bytes,
+            digest,
+            synced: false,
+            decayed: false,
+        };
+        self.blobs.insert(blob, held);
+    }
+
+    /// A bit of `blob` flips.
+    pub fn decay(&mut self, blob: BlobId) {
+        if let Some(held) = self.blobs.get_mut(&blob) {
+            held.decayed = true;
+        }
+    }
+
+    /// The copies that are not what was written.
+    pub fn decayed(&self) -> Vec<BlobId> {
+        let decayed = self.blobs.iter().filter(|(_, held)| held.decayed);
+        decayed.map(|(blob, _)| *blob).collect()
     }
 
     /// Makes a blob safe.
@@ -155,7 +168,7 @@ impl Disk {
     pub fn keeps(&self, blob: BlobId, digest: Digest) -> bool {
         self.blobs
             .get(&blob)
-            .is_some_and(|held| held.synced && held.digest == digest)
+            .is_some_and(|held| held.synced && !held.decayed && held.digest == digest)
     }
 
     /// Blobs that are whole here.

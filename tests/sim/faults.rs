@@ -56,6 +56,10 @@ pub enum Fault {
     Introducer(HostId, Duration),
     /// All nodes are killed at once and started again.
     CrashAll(Duration),
+    /// So many copies on its disk decay.
+    Decay(HostId, u64),
+    /// So many percent of the writes of copies fail on its disk for the span.
+    Full(HostId, u64, Duration),
 }
 
 fn seconds(random: &mut Rng, low: u64, high: u64) -> Duration {
@@ -73,7 +77,7 @@ fn some(random: &mut Rng, nodes: usize, count: u64) -> Vec<HostId> {
 impl Fault {
     /// Draws a seed's faults: first which kinds it has at all, then when each strikes.
     pub fn draw(random: &mut Rng, nodes: usize, introducers: usize) -> Vec<(Duration, Fault)> {
-        let mut kinds: Vec<u64> = (0..16).filter(|_| random.chance(50)).collect();
+        let mut kinds: Vec<u64> = (0..18).filter(|_| random.chance(50)).collect();
         if kinds.is_empty() {
             kinds = vec![0, 3, 6];
         }
@@ -139,6 +143,8 @@ impl Fault {
                 seconds(random, 0, 8),
             ),
             14 => Fault::Deaf(host, seconds(random, 3, 10)),
+            16 => Fault::Decay(host, 1 + random.below(20)),
+            17 => Fault::Full(host, 30 + random.below(71), seconds(random, 1, 15)),
             15 if random.chance(20) => Fault::CrashAll(seconds(random, 0, 3)),
             _ => Fault::Freeze(host, seconds(random, 4, 12)),
         }
@@ -214,6 +220,8 @@ impl Sim {
             }
             Fault::Wipe(id, span) => self.wipe(id, span),
             Fault::Leave(id, span) => self.leave(id, span),
+            Fault::Decay(id, count) => self.decay(id, count),
+            Fault::Full(id, percent, span) => self.fill_disk(id, percent, span),
             Fault::CrashAll(span) => (0..self.nodes).for_each(|id| self.crash_for(id, span)),
         }
     }

@@ -135,6 +135,8 @@ pub struct Host {
     deferred: VecDeque<Action>,
     /// Evicted or left for good: not started again.
     pub retired: bool,
+    /// How many percent of the writes of copies fail, and until when.
+    pub full: (u64, Time),
     /// How much slower than the fastest machine it computes, in percent.
     pub slowness: u64,
 }
@@ -152,6 +154,7 @@ impl Host {
             paused: false,
             deferred: VecDeque::new(),
             retired: false,
+            full: (0, Time(0)),
             slowness: 100 + random.below(4) * 100,
         }
     }
@@ -303,6 +306,8 @@ impl Sim {
             turns: 0,
         }));
         self.watchers.started(now, id);
+        let life = self.life(id);
+        self.scrub(life);
         self.submit(id, Request::Join, Box::new(|_, _| ()));
     }
 

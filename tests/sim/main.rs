@@ -6,6 +6,7 @@
 //! `PLANT=name` (with the cargo feature `planted`) plants a bug and expects a watcher to catch it.
 //! Each seed runs twice, and both traces must be equal; with `ONCE=1`, for long hunts, once.
 
+mod bad_disks;
 mod clients;
 mod clock;
 mod cluster;

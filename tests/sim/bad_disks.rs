@@ -1,0 +1,86 @@
+//! Disks that decay, and disks that take no more: bit flips, full disks, syncs that fail.
+//!
+//! Decides: which copies decay (never so many that a file is lost), when that is found (by a
+//! reader, or by the scrub), and which writes fail. Leaves to others: what the node makes of it.
+
+use std::time::Duration;
+
+use dlc::node::io::Input;
+use dlc::types::{BlobId, Time};
+
+use crate::cluster::{Life, Sim};
+use crate::network::HostId;
+
+/// Every copy on a disk is checked once in such a time.
+const SCRUB: (Duration, Duration) = (Duration::from_secs(4), Duration::from_secs(8));
+/// Whole copies that a file keeps on other disks when one decays.
+const OTHERS_MIN: usize = 2;
+
+impl Sim {
+    /// Up to `count` copies on the disk of `id` decay.
+    pub fn decay(&mut self, id: HostId, count: u64) {
+        for _ in 0..count {
+            let held = self.hosts[id].disk.held();
+            if held.is_empty() {
+                return;
+            }
+            let place = self.streams.faults.below(held.len() as u64) as usize;
+            let blob = held[place];
+            let Some(digest) = self.hosts[id].disk.blob(blob).map(|held| held.digest) else {
+                continue;
+            };
+            let others = (0..self.nodes).filter(|other| *other != id);
+            let others = others.filter(|other| {
+                let host = &self.hosts[*other];
+                !host.retired && host.disk.keeps(blob, digest)
+            });
+            if others.count() >= OTHERS_MIN {
+                self.trace
+                    .story(self.now, "decay", || format!("{blob} on node-{id}"));
+                self.count("copies decayed");
+                self.hosts[id].disk.decay(blob);
+                self.watchers.burned_at.push(self.now);
+            }
+        }
+    }
+
+    /// For `span` so many percent of the writes of blobs fail on the disk of `id`.
+    pub fn fill_disk(&mut self, id: HostId, percent: u64, span: Duration) {
+        self.hosts[id].full = (percent, self.now + span);
+    }
+
+    /// Whether a write of a blob fails now.
+    pub fn write_fails(&mut self, id: HostId) -> bool {
+        let (percent, until): (u64, Time) = self.hosts[id].full;
+        let fails = self.now < until && self.streams.devices.chance(percent);
+        if fails {
+            self.count("writes refused");
+        }
+        fails
+    }
+
+    /// A reader on the machine of `id` has found that its copy of `blob` is not whole.
+    pub fn found_decayed(&mut self, id: HostId, blob: BlobId) {
+        self.trace
+            .note(self.now, id, "decayed", || blob.to_string());
+        self.hosts[id].disk.remove_blob(blob);
+        if self.hosts[id].process().is_some() {
+            let (delay, life) = (self.hop_delay(), self.life(id));
+            self.after_in(delay, life, move |sim| {
+                sim.handle_coord(id, Input::Corrupt(blob));
+            });
+        }
+    }
+
+    /// The scrub of this life of a node: each copy is read in turn.
+    pub fn scrub(&mut self, life: Life) {
+        let wait = self.streams.devices.span(SCRUB.0, SCRUB.1);
+        self.after_in(wait, life, move |sim| {
+            for blob in sim.hosts[life.0].disk.decayed() {
+                sim.count("decay found by the scrub");
+                sim.found_decayed(life.0, blob);
+            }
+            sim.scrub(life);
+        });
+    }
+}

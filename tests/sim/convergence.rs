@@ -251,7 +251,13 @@ impl Sim {
                 return sim.violate("P7", format!("{job}.csv is not there: {reply:?}"));
             };
             let located = &versions[0];
-            let (_, bytes) = sim.read_blob(host, located.blob, located.digest, &located.sources);
+            let (_, bytes) = sim.read_blob(
+                host,
+                located.blob,
+                located.digest,
+                &located.sources,
+                &mut BTreeSet::new(),
+            );
             let Some(bytes) = bytes else {
                 return sim.violate("P7", format!("{job}.csv cannot be read"));
             };

@@ -80,13 +80,15 @@ impl Sim {
         });
     }
 
-    /// The bytes of `blob` for a reader on `id`: how long it takes, and what comes of it.
+    /// The bytes of `blob` for a reader on `id`: how long it takes, and what comes of it. A
+    /// source that makes no progress is waited for once: it joins `silent`.
     pub fn read_blob(
         &mut self,
         id: HostId,
         blob: BlobId,
         digest: Digest,
         sources: &[Target],
+        silent: &mut BTreeSet<HostId>,
     ) -> (Duration, Option<Arc<[u8]>>) {
         let right = |sim: &mut Sim, host: HostId| {
             let held = sim.hosts[host].disk.blob(blob)?;
@@ -107,7 +109,9 @@ impl Sim {
                 continue;
             };
             if !self.network.is_open_both_ways(id, host) || self.hosts[host].is_paused() {
-                spent += PROGRESS_TIMEOUT;
+                if silent.insert(host) {
+                    spent += PROGRESS_TIMEOUT;
+                }
                 continue;
             }
             spent += self.network.segment_delay() + self.network.segment_delay();
@@ -162,11 +166,17 @@ impl Sim {
             });
         }
         process.fetching += 1;
-        let mut spent = Duration::ZERO;
+        let (mut spent, mut silent) = (Duration::ZERO, BTreeSet::new());
         let mut parcels: Vec<Parcel> = Vec::new();
         let mut results = Vec::new();
         for located in blobs {
-            let (delay, bytes) = self.read_blob(id, located.blob, located.digest, &located.sources);
+            let (delay, bytes) = self.read_blob(
+                id,
+                located.blob,
+                located.digest,
+                &located.sources,
+                &mut silent,
+            );
             let bytes = bytes.filter(|_| !self.write_fails(id));
             spent += delay;
             results.push((located.blob, bytes.is_some()));
@@ -237,11 +247,12 @@ impl Sim {
         let loaded = process.networks.contains(&network);
         self.watch_run(id, &assignment);
         self.devices.tasks_run += 1;
-        let mut spent = Duration::ZERO;
+        let (mut spent, mut silent) = (Duration::ZERO, BTreeSet::new());
         let mut rows = Vec::new();
         for assigned in &assignment.inputs {
             let input = &assigned.input;
-            let (delay, bytes) = self.read_blob(id, input.blob, input.digest, &assigned.sources);
+            let (delay, bytes) =
+                self.read_blob(id, input.blob, input.digest, &assigned.sources, &mut silent);
             spent += delay;
             let outcome = match bytes {
                 Some(_) if !loaded => Outcome::Error("the network is not loaded".into()),
@@ -275,9 +286,15 @@ impl Sim {
             .streams
             .devices
             .span(Duration::from_millis(5), Duration::from_millis(300));
-        let mut whole = true;
+        let (mut whole, mut silent) = (true, BTreeSet::new());
         for located in [&files.manifest, &files.weights] {
-            let (delay, bytes) = self.read_blob(id, located.blob, located.digest, &located.sources);
+            let (delay, bytes) = self.read_blob(
+                id,
+                located.blob,
+                located.digest,
+                &located.sources,
+                &mut silent,
+            );
             spent += delay;
             whole &= bytes.is_some();
         }

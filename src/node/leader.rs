@@ -557,9 +557,15 @@ impl Node {
             .leading
             .as_mut()
             .and_then(|leading| leading.reads.remove(&id));
+        // Whoever goes on alone after crashes has all that is durable, and no more: what is
+        // shown must be as safe as what is answered.
+        let shown = match self.crash_stop {
+            true => self.state.applied,
+            false => Index(0),
+        };
         for (to, request) in reads.unwrap_or_default() {
             let reply = self.read(&request);
-            self.answer(to, reply);
+            self.answer_when_durable(shown, to, reply);
         }
     }
 

@@ -444,7 +444,7 @@ fn tail(client: &mut Client, job: JobId, rows: u32) -> Result<Answer, ClientErro
         Outcome::Label { label, confidence } => {
             json!({ "file": row.file.as_str(), "label": label, "confidence": confidence, "error": null })
         }
-        Outcome::Error(error) => {
+        Outcome::Error(error) | Outcome::Unread(error) => {
             json!({ "file": row.file.as_str(), "label": null, "confidence": null, "error": error })
         }
     });

@@ -1,7 +1,7 @@
 //! The inputs of one job that have no row yet: which may be handed out, and to whom.
 //!
 //! Decides: where an input without a row stands. It is in exactly one of four places:
-//! *waiting* (fresh, returned, or failed once), *active* (in a task that is on time), or
+//! *waiting* (fresh, returned, failed once, or put off for want of a copy), *active* (in a task that is on time), or
 //! *proposed* (its row is on the way into the log). Leaves to others: which job is
 //! served, and every rule about nodes and time.
 //!
@@ -10,10 +10,11 @@
 //! none starves. Memory: a fresh input costs nothing until it is in the window.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use super::jobs::Job;
 use crate::planted::{self, Bug};
-use crate::types::NodeId;
+use crate::types::{NodeId, Time};
 use crate::wire::schedule::AssignmentId;
 
 /// Fresh inputs that are looked at for one task, and failed ones.
@@ -22,6 +23,11 @@ const WINDOW: usize = 256;
 const SPAN: u32 = 1_024;
 /// Errors of one input after which its row is an error whatever nodes there are.
 const ERRORS_MAX: usize = 3;
+
+/// An input of which no copy can be read is tried again after so long,
+const UNREAD_WAIT: Duration = Duration::from_secs(2);
+/// and given an error row after so long: whoever has a copy may be back by then.
+const UNREAD_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What to do about an error that a node reported for an input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +49,10 @@ pub(super) struct Backlog {
     window: BTreeSet<u32>,
     returned: BTreeSet<u32>,
     failed: BTreeSet<u32>,
+    /// Inputs that could not be read, and when they are tried again.
+    put_off: BTreeMap<u32, Time>,
+    /// When an input could not be read for the first time.
+    unread: BTreeMap<u32, Time>,
     /// Tasks on time that contain the input.
     active: BTreeMap<u32, u32>,
     proposed: BTreeSet<u32>,
@@ -69,6 +79,8 @@ impl Backlog {
         self.window.retain(open);
         self.returned.retain(open);
         self.failed.retain(open);
+        self.put_off.retain(|input, _| open(input));
+        self.unread.retain(|input, _| open(input));
         self.proposed.retain(open);
         self.errors.retain(|input, _| open(input));
     }
@@ -78,7 +90,9 @@ impl Backlog {
         while self.window.len() < WINDOW && self.next < self.total {
             let input = self.next;
             self.next += 1;
-            let queued = self.returned.contains(&input) || self.failed.contains(&input);
+            let queued = self.returned.contains(&input)
+                || self.failed.contains(&input)
+                || self.put_off.contains_key(&input);
             if self.wants(job, input) && !self.is_active(input) && !queued {
                 self.window.insert(input);
             }
@@ -171,6 +185,34 @@ impl Backlog {
         self.window.remove(&input);
         self.returned.remove(&input);
         self.failed.remove(&input);
+        self.put_off.remove(&input);
+    }
+
+    /// No copy of `input` could be read: it is tried again later, unless it has its row, or a
+    /// task on time has it. False where this has gone on for too long.
+    pub(super) fn put_off(&mut self, now: Time, job: &Job, input: u32) -> bool {
+        let first = *self.unread.entry(input).or_insert(now);
+        if first + UNREAD_PATIENCE <= now {
+            return false;
+        }
+        if self.wants(job, input) && !self.is_active(input) {
+            self.unqueue(input);
+            self.put_off.insert(input, now + UNREAD_WAIT);
+        }
+        true
+    }
+
+    /// Lets those inputs be handed out again whose time has come; whether there are any.
+    pub(super) fn try_again(&mut self, now: Time, job: &Job) -> bool {
+        let due = self.put_off.extract_if(.., |_, at| *at <= now);
+        let due: Vec<u32> = due.map(|(input, _)| input).collect();
+        due.iter().for_each(|input| self.release(job, *input));
+        !due.is_empty()
+    }
+
+    /// When [`Backlog::try_again`] is due.
+    pub(super) fn poll_timeout(&self) -> Option<Time> {
+        self.put_off.values().copied().min()
     }
 
     /// `input` is to be handed out again, unless it has its row, or a task on time has it.
@@ -178,6 +220,7 @@ impl Backlog {
         if input >= self.total
             || job.has_row(input)
             || self.proposed.contains(&input)
+            || self.put_off.contains_key(&input)
             || self.is_active(input)
         {
             return;
@@ -200,6 +243,7 @@ impl Backlog {
     pub(super) fn propose(&mut self, input: u32) {
         self.unqueue(input);
         self.errors.remove(&input);
+        self.unread.remove(&input);
         self.proposed.insert(input);
     }
 
@@ -238,6 +282,7 @@ impl Backlog {
         for input in 0..self.total {
             let queues = [&self.window, &self.returned, &self.failed];
             let mut places = queues.iter().filter(|set| set.contains(&input)).count();
+            places += usize::from(self.put_off.contains_key(&input));
             places += usize::from(self.is_active(input));
             places += usize::from(places == 0 && input >= self.next);
             if places > 1 || (places == 0 && self.wants(job, input)) {

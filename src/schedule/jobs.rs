@@ -114,7 +114,7 @@ impl Job {
             if let Some(place) = self.rows.get_mut(*input as usize)
                 && (place.is_none() || planted::is(Bug::RowTwice))
             {
-                self.errors += u64::from(matches!(outcome, Outcome::Error(_)));
+                self.errors += u64::from(!matches!(outcome, Outcome::Label { .. }));
                 *place = Some(outcome.clone());
                 self.order.push(*input);
             }
@@ -169,7 +169,7 @@ impl Job {
                     push_cell(&mut text, label);
                     text.push_str(&format!(",{confidence:.6},\n"));
                 }
-                Outcome::Error(reason) => {
+                Outcome::Error(reason) | Outcome::Unread(reason) => {
                     text.push_str(",,,");
                     push_cell(&mut text, reason);
                     text.push('\n');

@@ -365,7 +365,7 @@ impl Scheduler {
             return;
         };
         rows.truncate(BATCH_MAX as usize);
-        let rows = judge_rows(active, found, node, id, rows, &usable);
+        let rows = judge_rows(now, active, found, node, id, rows, &usable);
         if let Some(task) = &own {
             let queries = task.inputs.len().max(1) as u64;
             active.slowest = active.slowest.max(elapsed / queries).max(1);
@@ -419,7 +419,16 @@ impl Scheduler {
         for (job, inputs) in &late {
             self.release(jobs, *job, inputs, true);
         }
-        self.wake(!late.is_empty());
+        let mut woken = !late.is_empty();
+        for (id, active) in &mut self.jobs {
+            if let Some(job) = jobs.job(*id)
+                && active.backlog.try_again(now, job)
+            {
+                active.settle();
+                woken = true;
+            }
+        }
+        self.wake(woken);
     }
 
     /// The next output, or `None` where nothing is left to do now. `sources` are the live
@@ -470,7 +479,9 @@ impl Scheduler {
             ]
         };
         let nodes = self.nodes.values().flat_map(of_node).flatten();
-        nodes.chain(grace).min()
+        let jobs = self.jobs.values();
+        let again = jobs.filter_map(|active| active.backlog.poll_timeout());
+        nodes.chain(grace).chain(again).min()
     }
 
     /// Checks what must hold between calls, and says what does not.
@@ -639,6 +650,7 @@ fn is_stale(known: &Node, status: &WorkerStatus) -> bool {
 /// Splits a result into the rows for the log, which are now proposed, and errors that
 /// another node is to try, which are not.
 fn judge_rows(
+    now: Time,
     active: &mut Active,
     job: &Job,
     node: &NodeId,
@@ -653,8 +665,10 @@ fn judge_rows(
         if !backlog.wants(job, input) {
             continue;
         }
-        let failed = matches!(outcome, Outcome::Error(_));
-        if failed {
+        if matches!(outcome, Outcome::Unread(_)) && backlog.put_off(now, job, input) {
+            continue;
+        }
+        if matches!(outcome, Outcome::Error(_)) {
             match backlog.judge(input, node, id, &usable) {
                 Verdict::Row => {}
                 Verdict::Known => continue,
@@ -681,6 +695,6 @@ fn shortened(outcome: Outcome) -> Outcome {
             label: cut(label),
             confidence,
         },
-        Outcome::Error(reason) => Outcome::Error(cut(reason)),
+        Outcome::Error(reason) | Outcome::Unread(reason) => Outcome::Error(cut(reason)),
     }
 }

@@ -665,6 +665,47 @@ fn an_input_that_fails_on_two_nodes_gets_an_error_row() {
 }
 
 #[test]
+fn an_input_without_a_readable_copy_is_tried_again_for_a_minute() {
+    let jobs = one_job(2, 1);
+    let (mut scheduler, first) = busy_scheduler(&jobs, &["a"]);
+    assert_eq!(indexes(&first[0].1), [0]);
+    let unread = || Outcome::Unread("no copy".into());
+    let report = done(&first[0].1, vec![(0, unread())]);
+    scheduler.handle_message(Time(2), &jobs, &node("a"), report);
+    let second = assigned(&drain(&mut scheduler, Time(2), &jobs));
+    assert_eq!(indexes(&second[0].1), [1], "the others go on");
+    let report = done(&second[0].1, vec![(1, answer("0"))]);
+    scheduler.handle_message(Time(3), &jobs, &node("a"), report);
+    let outputs = drain(&mut scheduler, Time(3), &jobs);
+    assert!(assigned(&outputs).is_empty(), "{outputs:?}");
+    let mut tries = 0;
+    let row = loop {
+        let now = scheduler.poll_timeout().expect("it is tried again");
+        scheduler.handle_timeout(now, &jobs);
+        scheduler.check_invariants(&jobs).expect("sound");
+        let given = assigned(&drain(&mut scheduler, now, &jobs));
+        let Some((_, assignment)) = given.first() else {
+            continue;
+        };
+        assert_eq!(indexes(assignment), [0]);
+        tries += 1;
+        let report = done(assignment, vec![(0, unread())]);
+        scheduler.handle_message(now, &jobs, &node("a"), report);
+        let outputs = drain(&mut scheduler, now, &jobs);
+        let proposed = outputs.into_iter().find_map(|output| match output {
+            ScheduleOutput::Propose(tasks) => Some(tasks[0].rows.clone()),
+            ScheduleOutput::Send { .. } => None,
+        });
+        if let Some(rows) = proposed {
+            assert!(now >= Time(0) + Duration::from_secs(60));
+            break rows;
+        }
+    };
+    assert_eq!(row, [(0, Outcome::Error("no copy".into()))]);
+    assert!((20..=31).contains(&tries), "{tries} tries");
+}
+
+#[test]
 fn a_node_alone_tries_twice() {
     let jobs = one_job(1, 1);
     let (mut scheduler, first) = busy_scheduler(&jobs, &["a"]);

@@ -89,15 +89,20 @@ impl Prepare {
         let mut indices = Vec::new();
         let mut numbers = Vec::new();
         for (assigned, content) in inputs.iter().zip(contents) {
-            let ready = manifest
-                .ok_or_else(|| format!("model {} is not loaded on this node", key.0))
-                .and_then(|manifest| {
-                    prepare_into(&content?, manifest, &mut numbers)
-                        .map_err(|error| error.to_string())
-                });
+            // One that is too large stays so; holders of the others may come back.
+            let unread = |why| match assigned.input.bytes > INPUT_BYTES_MAX {
+                true => Outcome::Error(why),
+                false => Outcome::Unread(why),
+            };
+            let not_loaded = || format!("model {} is not loaded on this node", key.0);
+            let manifest = manifest.ok_or_else(|| Outcome::Error(not_loaded()));
+            let ready = manifest.and_then(|manifest| {
+                prepare_into(&content.map_err(unread)?, manifest, &mut numbers)
+                    .map_err(|error| Outcome::Error(error.to_string()))
+            });
             match ready {
                 Ok(()) => indices.push(assigned.index),
-                Err(error) => errors.push((assigned.index, Outcome::Error(error))),
+                Err(outcome) => errors.push((assigned.index, outcome)),
             }
         }
         if indices.is_empty() {

@@ -394,8 +394,8 @@ fn a_task_gets_one_row_for_each_input_wherever_its_bytes_are() {
     assert_eq!(rows.len(), 6, "{rows:?}");
     assert_eq!(rows[0], (3, label("bright")));
     assert!(matches!(&rows[1], (4, Outcome::Error(e)) if e.contains("not an image")));
-    assert!(matches!(&rows[2], (5, Outcome::Error(e)) if e.contains("failed its check")));
-    assert!(matches!(&rows[3], (6, Outcome::Error(e)) if e.contains("no copy")));
+    assert!(matches!(&rows[2], (5, Outcome::Unread(e)) if e.contains("failed its check")));
+    assert!(matches!(&rows[3], (6, Outcome::Unread(e)) if e.contains("no copy")));
     assert_eq!(rows[4], (7, label("dark")));
     assert_eq!(rows[5], (8, label("dark")));
 }

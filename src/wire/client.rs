@@ -449,7 +449,9 @@ impl Row {
             Outcome::Label { label, confidence } => {
                 format!("{file},{},{confidence:.6},\n", quoted(label))
             }
-            Outcome::Error(error) => format!("{file},,,{}\n", quoted(error)),
+            Outcome::Error(error) | Outcome::Unread(error) => {
+                format!("{file},,,{}\n", quoted(error))
+            }
         }
     }
 }

@@ -52,6 +52,9 @@ pub enum Outcome {
     },
     /// Why there is no answer.
     Error(String),
+    /// No copy of the input could be read now, and why. Only in reports: the coordinator has it
+    /// tried again, and gives a row with an error where that goes on for too long.
+    Unread(String),
 }
 
 /// Rows that a worker has computed for one task.

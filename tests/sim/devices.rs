@@ -264,7 +264,7 @@ impl Sim {
                         .entry(input.blob)
                         .or_default()
                         .insert(node);
-                    Outcome::Error("no copy could be read".into())
+                    Outcome::Unread("no copy could be read".into())
                 }
             };
             rows.push((assigned.index, outcome));

@@ -414,6 +414,10 @@ impl Sim {
         self.watchers.weather(self.now, true);
         for id in 0..self.hosts.len() {
             if id < self.nodes && self.hosts[id].is_paused() {
+                if self.plan.crash_stop {
+                    // It has been gone on without: only the dead may be taken for dead there.
+                    self.crash(id, "frozen dead");
+                }
                 self.watchers.resumed(self.now, id);
             }
             self.resume(id);

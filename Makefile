@@ -18,7 +18,7 @@ SEAL := cd models && sha256sum *.safetensors >SHA256SUMS
 export DLC_BIN = $(abspath $(BIN))
 
 .PHONY: help demo run-introducer run-node need-name build build-light libtorch data data-flowers models \
-	test cluster-test sim sim-planted lint train-lenet train-resnet50 bench bench-models bench-membership bench-takeover bench-log bench-restart bench-partition
+	test cluster-test sim sim-planted lint train-lenet train-resnet50 bench bench-models bench-membership bench-takeover bench-log bench-restart bench-partition bench-sdfs
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -97,7 +97,7 @@ train-resnet50: libtorch ## trains ResNet-50 anew on a folder of photographs for
 	@$(TRAIN) evaluate resnet50 --data $(or $(DATA),data/flowers)
 	@$(SEAL)
 
-bench: bench-models bench-membership bench-takeover bench-log bench-restart bench-partition ## the benchmarks
+bench: bench-models bench-membership bench-takeover bench-log bench-restart bench-partition bench-sdfs ## the benchmarks
 
 bench-models: libtorch models ## our engine against tch eager, ONNX Runtime and OpenVINO (where pip has them); MODEL=lenet for one
 	@$(CARGO) run --quiet --release $(LIGHT) --example bench-images
@@ -118,3 +118,6 @@ bench-restart: build models data ## all of seven nodes are killed in mid-work an
 
 bench-partition: build ## seven nodes in network namespaces are cut into five and two; ROUNDS= (root, nft)
 	@$(CARGO) run --quiet --release $(LIGHT) --example bench-partition
+
+bench-sdfs: build ## files of SDFS against what the disk does; PARTS= (files small repair catalog), ROUNDS=
+	@$(CARGO) run --quiet --release $(LIGHT) --example bench-sdfs -- $(PARTS)

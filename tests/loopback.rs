@@ -46,6 +46,7 @@ fn start(name: &str, at: &Path, introducers: Vec<SocketAddr>) -> Running {
         data_directory: at.to_path_buf(),
         models: at.join("models"),
         scrub: None,
+        repair_share: 10,
         crash_stop: false,
     };
     let bound = threads::bind(localhost()).expect("bound");
@@ -256,6 +257,7 @@ fn a_data_directory_in_use_is_refused() {
         models: at.path().join("models"),
         join: false,
         scrub: None,
+        repair_share: 10,
         crash_stop: false,
     };
     let bound = threads::bind(localhost()).expect("bound");

@@ -1,6 +1,7 @@
 //! Threads `fetch-N`: copy blobs from other nodes to this node's disk.
 //!
-//! Decides: in which order sources are tried, and that small blobs share their syncs.
+//! Decides: in which order sources are tried, that small blobs share their syncs, and that
+//! inference goes first.
 //! Leaves to others: which blobs this node should have (`store`).
 
 use std::net::SocketAddr;
@@ -9,10 +10,12 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, Sender};
 
 use super::Shared;
+use super::busy::Throttle;
 use super::pull::{BLOBS_IN_REQUEST, PullError, Source, Want, by_source};
 use crate::disk::{BlobBatch, BlobWriter, Blobs, DiskError};
 use crate::node::io::Input;
 use crate::types::FileName;
+use crate::wire::CHUNK_MAX;
 use crate::wire::store::Located;
 
 /// Threads.
@@ -29,10 +32,12 @@ pub(super) fn run(
     orders: Receiver<Vec<Located>>,
     blobs: Arc<Blobs>,
     shared: Arc<Shared>,
+    share: u32,
     results: Sender<Input>,
 ) -> Result<(), String> {
     for order in orders {
-        let fetched = copy(&order, &blobs, &shared);
+        let mut throttle = Throttle::new(&shared, share);
+        let fetched = copy(&order, &blobs, &shared, &mut throttle);
         let ids = order.iter().map(|located| located.blob);
         if results
             .send(Input::Fetched(ids.zip(fetched).collect()))
@@ -45,7 +50,12 @@ pub(super) fn run(
 }
 
 /// Which of the blobs are on disk afterwards.
-fn copy(order: &[Located], blobs: &Blobs, shared: &Shared) -> Vec<bool> {
+fn copy(
+    order: &[Located],
+    blobs: &Blobs,
+    shared: &Shared,
+    throttle: &mut Throttle<'_>,
+) -> Vec<bool> {
     let want = |located: &Located| Want {
         blob: located.blob,
         bytes: located.bytes,
@@ -64,7 +74,9 @@ fn copy(order: &[Located], blobs: &Blobs, shared: &Shared) -> Vec<bool> {
                     return stored;
                 }
                 let from = (addr, part);
-                let result = copy_from(from, (&wants, &names), blobs, shared, &mut stored);
+                let disk = (blobs, &mut *throttle);
+                let result = copy_from(from, (&wants, &names), disk, shared, &mut stored);
+                throttle.pause();
                 if let Err(error) = result {
                     log::warn!("copying files from {addr}: {error}");
                 }
@@ -78,7 +90,7 @@ fn copy(order: &[Located], blobs: &Blobs, shared: &Shared) -> Vec<bool> {
 fn copy_from(
     (addr, part): (SocketAddr, &[usize]),
     (wants, names): (&[Want], &[&FileName]),
-    blobs: &Blobs,
+    (blobs, throttle): (&Blobs, &mut Throttle<'_>),
     shared: &Shared,
     stored: &mut [bool],
 ) -> Result<(), PullError> {
@@ -93,7 +105,7 @@ fn copy_from(
         let writer = blobs
             .create(want.blob, name, want.bytes)
             .map_err(|error| PullError::Sink(error.to_string()))?;
-        match copy_one(&mut source, want, writer, shared, &mut batch) {
+        match copy_one(&mut source, want, writer, (shared, throttle), &mut batch) {
             Ok(true) => batched.push(*number),
             Ok(false) => stored[*number] = true,
             Err(error) => {
@@ -121,7 +133,7 @@ fn copy_one<'a>(
     source: &mut Source,
     want: &Want,
     mut writer: BlobWriter<'a>,
-    shared: &Shared,
+    (shared, throttle): (&Shared, &mut Throttle<'_>),
     batch: &mut BlobBatch<'a>,
 ) -> Result<bool, PullError> {
     let sink = |error: DiskError| PullError::Sink(error.to_string());
@@ -129,7 +141,11 @@ fn copy_one<'a>(
         if shared.crew.is_stopping() {
             return Err("the node is stopping".into());
         }
-        writer.write(chunk).map_err(|error| error.to_string())
+        writer.write(chunk).map_err(|error| error.to_string())?;
+        if chunk.len() == CHUNK_MAX {
+            throttle.pause();
+        }
+        Ok(())
     })?;
     if want.bytes <= SMALL_BYTES {
         batch.add(writer).map_err(sink)?;

@@ -120,6 +120,7 @@ pub(super) fn run(
                 numbers,
                 errors,
             } => {
+                shared.busy.begin();
                 let answers = match networks.get_mut(&model) {
                     Some(loaded) => {
                         let answers = classify(loaded, &numbers, indices.len());
@@ -128,6 +129,7 @@ pub(super) fn run(
                     }
                     None => Err(format!("model {} is not loaded on this node", model.0)),
                 };
+                shared.busy.end(shared.clock.now());
                 let rows = rows(&indices, answers, errors);
                 Input::BatchDone { id, rows }
             }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use crossbeam_channel::{Sender, bounded};
 use parking_lot::RwLock;
 
+use super::busy::Busy;
 use super::clock::Clock;
 use super::counters::{Counters, count};
 use super::crew::Crew;
@@ -165,6 +166,7 @@ pub fn start_introducer(bound: Bound) -> Result<Running, StartError> {
         clock,
         crew,
         counters: Counters::default(),
+        busy: Busy::default(),
         connections: Connections::default(),
         me,
         cluster: RwLock::new(None),

@@ -41,6 +41,7 @@
 //!
 //! Deliberately not here: rules of any protocol.
 
+mod busy;
 mod clock;
 mod coord;
 mod copies;
@@ -79,6 +80,7 @@ use crate::node::Node;
 use crate::node::io::{Input, Start};
 use crate::types::{ClusterId, NodeId, Server, StorageId};
 use crate::wire::client::Request;
+use busy::Busy;
 use clock::Clock;
 use coord::{Ask, Coordinator, Devices, Inputs};
 use copies::Copies;
@@ -109,6 +111,7 @@ pub(crate) struct Shared {
     clock: Clock,
     crew: Crew,
     counters: Counters,
+    busy: Busy,
     connections: Connections,
     /// This node and its disk; an introducer, which is no member, does not use it.
     me: Server,
@@ -136,6 +139,8 @@ pub struct Settings {
     pub join: bool,
     /// Time in which every copy on this disk is checked once; none: never.
     pub scrub: Option<Duration>,
+    /// Percent of their time in which the threads that copy files work while this node computes.
+    pub repair_share: u32,
     /// Members that are gone have crashed: go on without a majority of them.
     pub crash_stop: bool,
 }
@@ -154,6 +159,7 @@ impl Settings {
             models: arguments.models.clone(),
             join: arguments.join,
             scrub: arguments.scrub_period(),
+            repair_share: arguments.repair_share,
             crash_stop: arguments.crash_stop,
         })
     }
@@ -303,6 +309,7 @@ pub fn start(
         clock,
         crew,
         counters: Counters::default(),
+        busy: Busy::default(),
         connections: Connections::default(),
         me: me.clone(),
         cluster: RwLock::new(identity.cluster),
@@ -409,10 +416,11 @@ fn spawn(
     let (to, held) = (results.clone(), blobs.clone());
     crew.spawn("disk", move || keep::run_disk(directory, held, keeps, to))?;
     for number in 0..fetch::FETCHERS {
+        let share = settings.repair_share;
         let (from, blobs, to) = (fetches.clone(), blobs.clone(), results.clone());
         let shared = shared.clone();
         crew.spawn(&format!("fetch-{number}"), move || {
-            fetch::run(from, blobs, shared, to)
+            fetch::run(from, blobs, shared, share, to)
         })?;
     }
     let copies = Copies {

@@ -33,6 +33,7 @@ fn shared(name: &str) -> (Arc<Shared>, Receiver<Ending>) {
         clock,
         crew,
         counters: Counters::default(),
+        busy: Busy::default(),
         connections: Connections::default(),
         me: server(name),
         cluster: RwLock::new(Some(ClusterId(1))),
@@ -78,6 +79,7 @@ fn holder(contents: &[(u64, Vec<u8>)]) -> Holder {
         models: at.path().join("models"),
         join: false,
         scrub: None,
+        repair_share: 10,
         crash_stop: false,
     };
     let bound = bind("127.0.0.1:0".parse().expect("an address")).expect("bound");
@@ -174,7 +176,7 @@ fn copies_come_from_the_first_source_that_has_the_right_bytes() {
     let (results, done) = bounded(1);
     orders.send(order).expect("taken");
     drop(orders);
-    fetch::run(ordered, blobs.clone(), shared, results).expect("ended");
+    fetch::run(ordered, blobs.clone(), shared, 100, results).expect("ended");
     let Ok(Input::Fetched(fetched)) = done.recv() else {
         panic!("no report");
     };

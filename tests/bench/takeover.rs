@@ -183,7 +183,27 @@ fn round(cluster: &mut Cluster, failure: Failure, jobs: &mut u64) -> [f64; 2] {
     cluster.wait_for_members(NODES);
     // The one that came back has its network again, and its place among the standbys.
     std::thread::sleep(Duration::from_secs(2));
-    figures(&samples.into_inner().expect("no panic"), blow)
+    let samples = samples.into_inner().expect("no panic");
+    eprintln!(
+        "queries in each second from 2 s before the blow on: {:?}",
+        each_second(&samples, blow)
+    );
+    figures(&samples, blow)
+}
+
+fn each_second(samples: &[Sample], blow: Instant) -> Vec<u64> {
+    let at = |moment: Instant| {
+        let before = samples.iter().rev().find(|(when, _)| *when <= moment);
+        before.map_or(0, |(_, count)| *count)
+    };
+    let start = blow - Duration::from_secs(2);
+    let moments: Vec<u64> = (0..=10)
+        .map(|n| at(start + Duration::from_secs(n)))
+        .collect();
+    moments
+        .windows(2)
+        .map(|pair| pair[1].saturating_sub(pair[0]))
+        .collect()
 }
 
 /// Starts two jobs where those that run have less than six tenths of their inputs left.

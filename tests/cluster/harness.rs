@@ -38,7 +38,8 @@ pub fn executable(name: &str) -> PathBuf {
 
 /// A running process and what it prints.
 pub struct Process {
-    child: Child,
+    /// The process itself.
+    pub child: Child,
     stdin: Option<ChildStdin>,
     lines: Receiver<String>,
     /// Where it listens.

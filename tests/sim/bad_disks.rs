@@ -77,6 +77,12 @@ impl Sim {
         let wait = self.streams.devices.span(SCRUB.0, SCRUB.1);
         self.after_in(wait, life, move |sim| {
             for blob in sim.hosts[life.0].disk.decayed() {
+                // As the core lists them: an upload is not known before it is noted.
+                let process = sim.hosts[life.0].process().expect("of this life");
+                let catalog = &process.node.state().catalog;
+                if !catalog.names(&blob, &process.server) {
+                    continue;
+                }
                 sim.count("decay found by the scrub");
                 sim.found_decayed(life.0, blob);
             }

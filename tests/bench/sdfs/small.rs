@@ -1,0 +1,33 @@
+//! Many small files: ten thousand digits, four durable copies each.
+
+use std::path::Path;
+
+use super::{cluster, limits, median, rounds, timed};
+
+const FILES: usize = 10_000;
+/// Files a second.
+const BAR: f64 = 2_000.0;
+
+pub fn measure(dir: &Path) {
+    let cluster = cluster(dir);
+    for number in 0..100 {
+        let content = vec![number as u8; 300];
+        std::fs::write(dir.join(format!("digit{number}.png")), content).expect("written");
+    }
+    let (mut ours, mut limit) = (Vec::new(), Vec::new());
+    for _ in 0..rounds() {
+        let limits = dir.join("limits");
+        std::fs::create_dir_all(&limits).expect("made");
+        let seconds = limits::small_files(&limits, FILES, 300, 4).as_secs_f64();
+        limit.push(FILES as f64 / seconds);
+        let count = FILES.to_string();
+        let seconds = timed(|| drop(cluster.ok("n1", &["upload_data", "digit.png", &count])));
+        ours.push(FILES as f64 / seconds);
+    }
+    let (ours, limit) = (median(ours), median(limit));
+    let verdict = if ours >= BAR { "met" } else { "MISSED" };
+    println!(
+        "upload of {FILES} small files, four copies: {ours:.0} files/s (plain files and one \
+         syncfs: {limit:.0}), at least {BAR}: {verdict}"
+    );
+}

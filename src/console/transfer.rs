@@ -34,6 +34,8 @@ const STALL: Duration = Duration::from_secs(1);
 const SYNC: Duration = Duration::from_secs(120);
 /// Events that may wait for the loop; a sender that finds it full waits.
 const EVENTS: usize = 1024;
+/// Bytes read ahead of a frame.
+const BUFFER: usize = 8 << 10;
 /// A file shows a progress bar from this size on.
 const BAR_BYTES: u64 = 8 << 20;
 
@@ -486,7 +488,8 @@ fn read_from(
 ) -> Result<(), WireError> {
     let mut stream = open_blobs(source.addr)?;
     write_message(&mut stream, &BlobRequest::Read(vec![(blob, offset)]))?;
-    let mut stream = BufReader::with_capacity(CHUNK_MAX, stream);
+    // Small, so that most of a chunk goes past it, into its own memory at once.
+    let mut stream = BufReader::with_capacity(BUFFER, stream);
     let mut left = match read_message(&mut stream)? {
         BlobReply::Sending(bytes) => bytes,
         BlobReply::Refused(why) => return Err(WireError::Malformed(why)),

@@ -9,3 +9,4 @@ mod harness;
 mod jobs;
 mod own_model;
 mod recovery;
+mod upkeep;

@@ -1,4 +1,4 @@
-//! What the disk does without us.
+//! What the disk does without us. The files stay until [`clear`].
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -9,7 +9,7 @@ use super::timed;
 
 /// Writes four copies of `source` at once, each to a folder of its own, and syncs; seconds.
 pub fn four_copies(dir: &Path, source: &Path) -> f64 {
-    let seconds = timed(|| {
+    timed(|| {
         std::thread::scope(|scope| {
             for number in 0..4 {
                 scope.spawn(move || {
@@ -21,15 +21,13 @@ pub fn four_copies(dir: &Path, source: &Path) -> f64 {
                 });
             }
         });
-    });
-    remove(dir);
-    seconds
+    })
 }
 
 /// A warm copy of `source` without sync, and its digest; seconds.
 pub fn copy_and_hash(dir: &Path, source: &Path) -> f64 {
-    let to = dir.join("limit-0");
-    let seconds = timed(|| {
+    let to = dir.join("limit-7");
+    timed(|| {
         std::fs::copy(source, &to).expect("copied");
         let mut hasher = blake3::Hasher::new();
         let mut file = File::open(&to).expect("opened");
@@ -41,9 +39,7 @@ pub fn copy_and_hash(dir: &Path, source: &Path) -> f64 {
             };
         }
         hasher.finalize();
-    });
-    remove(dir);
-    seconds
+    })
 }
 
 /// Writes `count` files of `bytes` bytes in each of `copies` folders at once, then one syncfs.
@@ -65,11 +61,11 @@ pub fn small_files(dir: &Path, count: usize, bytes: usize, copies: usize) -> Dur
         let opened = File::open(dir).expect("opened");
         rustix::fs::syncfs(&opened).expect("synced");
     });
-    remove(dir);
     Duration::from_secs_f64(seconds)
 }
 
-fn remove(dir: &Path) {
+/// Removes what the other functions wrote into `dir`.
+pub fn clear(dir: &Path) {
     for number in 0..8 {
         let path = dir.join(format!("limit-{number}"));
         let _ = std::fs::remove_file(&path);

@@ -16,10 +16,11 @@ pub fn measure(dir: &Path) {
     }
     let (mut ours, mut limit) = (Vec::new(), Vec::new());
     for _ in 0..rounds() {
-        let limits = dir.join("limits");
-        std::fs::create_dir_all(&limits).expect("made");
-        let seconds = limits::small_files(&limits, FILES, 300, 4).as_secs_f64();
+        let folder = dir.join("limits");
+        std::fs::create_dir_all(&folder).expect("made");
+        let seconds = limits::small_files(&folder, FILES, 300, 4).as_secs_f64();
         limit.push(FILES as f64 / seconds);
+        limits::clear(&folder);
         let count = FILES.to_string();
         let seconds = timed(|| drop(cluster.ok("n1", &["upload_data", "digit.png", &count])));
         ours.push(FILES as f64 / seconds);

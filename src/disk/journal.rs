@@ -106,8 +106,9 @@ impl Journal {
         Ok((journal, recovered))
     }
 
-    /// Makes `write` durable: it is on disk when this returns. After an error every later
-    /// call fails too, because the file's contents are not known.
+    /// Makes `write` durable: it is on disk when this returns. Where the disk was full the same
+    /// write may be tried again; after any other error every later call fails too, because the
+    /// file's contents are not known.
     pub fn append(&mut self, write: &LogWrite) -> Result<(), DiskError> {
         if self.failed {
             return Err(DiskError::Damaged {
@@ -121,14 +122,21 @@ impl Journal {
             None => self.end,
         };
         self.fill(write, end)?;
-        match write.snapshot {
-            Some(_) => self.replace()?,
+        let written = match write.snapshot {
+            Some(_) => self.replace(),
             None => self
                 .file
                 .seek(SeekFrom::Start(end))
                 .and_then(|_| self.file.write_all(&self.buffer))
-                .and_then(|()| self.file.sync_data())
-                .map_err(at("write", &self.path))?,
+                .map_err(at("write", &self.path)),
+        };
+        if let Err(error) = written {
+            // What is there of the frame is overwritten, or cut off at the next start.
+            self.failed = !error.is_full();
+            return Err(error);
+        }
+        if write.snapshot.is_none() {
+            self.file.sync_data().map_err(at("sync", &self.path))?;
         }
         self.end = end + self.buffer.len() as u64;
         self.failed = false;

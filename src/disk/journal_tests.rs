@@ -341,3 +341,21 @@ fn what_was_known_to_be_committed_is_found_again() {
     drop(journal);
     assert_eq!(open(at.path()).1.commit, Index(1));
 }
+
+#[test]
+fn a_write_that_found_the_disk_full_is_tried_again() {
+    let at = tempfile::tempdir().expect("a temporary directory");
+    let (mut journal, _) = Journal::open(at.path()).expect("opened");
+    let story = story();
+    journal.append(&story[0].0).expect("written");
+    let full = File::options().write(true).open("/dev/full");
+    let file = std::mem::replace(&mut journal.file, full.expect("opened"));
+    for _ in 0..2 {
+        let error = journal.append(&story[1].0).expect_err("no room");
+        assert!(error.is_full(), "{error}");
+    }
+    journal.file = file;
+    journal.append(&story[1].0).expect("written");
+    drop(journal);
+    assert_eq!(Journal::open(at.path()).expect("opened").1, story[1].1);
+}

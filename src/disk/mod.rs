@@ -118,9 +118,11 @@ fn replace_file(path: &Path, parts: &[&[u8]]) -> Result<(), DiskError> {
     let temporary = path.with_extension("new");
     let mut file = File::create(&temporary).map_err(at("create", &temporary))?;
     let written = parts.iter().try_for_each(|part| file.write_all(part));
-    written
-        .and_then(|()| file.sync_all())
-        .map_err(at("write", &temporary))?;
+    if let Err(error) = written.and_then(|()| file.sync_all()) {
+        // A full disk needs the room; elsewhere it does no harm.
+        let _ = std::fs::remove_file(&temporary);
+        return Err(at("write", &temporary)(error));
+    }
     std::fs::rename(&temporary, path).map_err(at("rename to", path))?;
     sync_directory(path.parent().unwrap_or(Path::new(".")))
 }

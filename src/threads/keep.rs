@@ -1,14 +1,16 @@
 //! Threads `log` and `disk`: the two that wait for syncs, so that nobody else has to.
 //!
 //! Decides: nothing; they do what they are told, in order. Leaves to others: what to
-//! write, and what a failure means, except that a log or an identity which cannot be
-//! written ends the process: this copy is lost.
+//! write, and what a failure means, except that a log waits for room on a full disk, and that
+//! one which cannot be written otherwise ends the process, as an identity does: this copy is lost.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
 
+use super::Shared;
 use crate::consensus::LogWrite;
 use crate::disk::{Blobs, DataDirectory, DiskError, Journal};
 use crate::node::io::Input;
@@ -16,6 +18,8 @@ use crate::types::{BlobId, ClusterId, Digest, FileName, Incarnation};
 
 /// Log writes that wait; consensus never has more than two under way.
 pub(super) const WRITES_MAX: usize = 4;
+/// How often a log that found its disk full tries again.
+const ROOM: Duration = Duration::from_secs(1);
 /// Orders that wait for the disk thread.
 pub(super) const KEEPS_MAX: usize = 64;
 
@@ -49,10 +53,17 @@ pub(super) enum Keep {
 pub(super) fn run_log(
     mut journal: Journal,
     writes: Receiver<LogWrite>,
+    shared: &Shared,
     results: Sender<Input>,
 ) -> Result<(), String> {
     for write in writes {
-        journal.append(&write).map_err(|error| error.to_string())?;
+        while let Err(error) = journal.append(&write) {
+            if !error.is_full() || shared.crew.is_stopping() {
+                return Err(error.to_string());
+            }
+            log::error!("{error}. Until then this node writes no log, and others go on without it");
+            std::thread::sleep(ROOM);
+        }
         if results.send(Input::Persisted(write.ticket)).is_err() {
             break;
         }

@@ -411,8 +411,8 @@ fn spawn(
     } = parts;
     let crew = &shared.crew;
 
-    let to = results.clone();
-    crew.spawn("log", move || keep::run_log(journal, writes, to))?;
+    let (to, own) = (results.clone(), shared.clone());
+    crew.spawn("log", move || keep::run_log(journal, writes, &own, to))?;
     let (to, held) = (results.clone(), blobs.clone());
     crew.spawn("disk", move || keep::run_disk(directory, held, keeps, to))?;
     for number in 0..fetch::FETCHERS {

@@ -360,6 +360,8 @@ impl Introducer {
         {
             return refused(JoinRefusal::WrongCluster { own, served });
         }
+        // Whoever asks first after the start may be new: what was shown before must be known then.
+        self.cluster = self.cluster.or(request.cluster);
         if let Some(other) = self.members(now).find(|it| !it.reaches(member)) {
             return refused(JoinRefusal::OtherNetwork {
                 own: member.addr,

@@ -133,6 +133,8 @@ pub struct Sim {
     pub trace: Trace,
     /// The promises.
     pub watchers: Watchers,
+    /// Steps of the scenario so far; see `steps`.
+    pub steps: u64,
     /// The first promise that was broken.
     pub violation: Option<Violation>,
     /// Everything has converged: the run is over.
@@ -141,9 +143,15 @@ pub struct Sim {
 
 impl Sim {
     /// The cluster of `seed`, nothing started yet.
-    pub fn new(seed: u64, shown: bool) -> Sim {
+    ///
+    /// `step`: the scenario of `steps` instead, where three nodes die at that step.
+    pub fn new(seed: u64, step: Option<u64>, shown: bool) -> Sim {
         let mut streams = Streams::new(seed);
-        let plan = Plan::draw(&mut streams.workload, &mut streams.faults);
+        let mut plan = Plan::draw(&mut streams.workload, &mut streams.faults);
+        if step.is_some() {
+            crate::steps::make_scenario(&mut plan);
+            plan.deaths_at = step;
+        }
         let count = plan.nodes + plan.introducers;
         let mut hosts = Vec::new();
         let mut by_addr = BTreeMap::new();
@@ -170,6 +178,7 @@ impl Sim {
             plan,
             streams,
             trace: Trace::new(shown),
+            steps: 0,
             violation: None,
             finished: false,
         }
@@ -255,6 +264,7 @@ impl Sim {
                 self.violate("bounds", what);
                 return;
             }
+            self.step();
             match event.of {
                 None => self.act(None, event.action),
                 Some(life) => self.act_in(life, event.action),

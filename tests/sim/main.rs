@@ -3,6 +3,9 @@
 //!
 //! `SEED=n` replays one seed with a readable trace. `SEEDS=n` hunts through n seeds from
 //! `FROM` (0) on all processors. Neither: as many seeds as fit into the time of a test run.
+//! Before that, three nodes die at `STEPS` (300) of the steps of a short scenario, spread over all of
+//! it (`steps`); `SEED=0 STEP=n` replays one.
+//!
 //! `PLANT=name` (with the cargo feature `planted`) plants a bug and expects a watcher to catch it.
 //! Each seed runs twice, and both traces must be equal; with `ONCE=1`, for long hunts, once.
 
@@ -19,6 +22,7 @@ mod history;
 mod host;
 mod linearizability;
 mod network;
+mod steps;
 mod trace;
 mod transfers;
 mod watchers;
@@ -42,6 +46,9 @@ const TEST_TIME: Duration = Duration::from_secs(100);
 /// Seeds that such a run takes at least.
 const TEST_SEEDS_MIN: u64 = 200;
 
+/// Steps of the scenario at which such a run lets three nodes die.
+const TEST_STEPS: u64 = 300;
+
 /// What came of one seed.
 struct Verdict {
     hash: u64,
@@ -51,6 +58,7 @@ struct Verdict {
     succeeded: BTreeMap<&'static str, u64>,
     tasks: u64,
     timed: u64,
+    steps: u64,
     seen: BTreeMap<&'static str, u64>,
 }
 
@@ -61,9 +69,9 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
         .to_string()
 }
 
-fn run(seed: u64, shown: bool, plant: Option<Bug>) -> Verdict {
+fn run(seed: u64, step: Option<u64>, shown: bool, plant: Option<Bug>) -> Verdict {
     set_plant(plant);
-    let mut sim = Sim::new(seed, shown);
+    let mut sim = Sim::new(seed, step, shown);
     sim.schedule_plan();
     let end = catch_unwind(AssertUnwindSafe(|| sim.run()));
     if let Err(panic) = end {
@@ -77,14 +85,15 @@ fn run(seed: u64, shown: bool, plant: Option<Bug>) -> Verdict {
         succeeded: std::mem::take(&mut sim.clients.succeeded),
         tasks: sim.devices.tasks_run,
         timed: sim.watchers.timed,
+        steps: sim.steps,
         seen: std::mem::take(&mut sim.watchers.seen),
     }
 }
 
 /// Runs a seed twice; different traces are a violation of their own.
 fn run_twice(seed: u64, plant: Option<Bug>) -> Verdict {
-    let mut first = run(seed, false, plant);
-    let second = run(seed, false, plant);
+    let mut first = run(seed, None, false, plant);
+    let second = run(seed, None, false, plant);
     if first.hash != second.hash && first.violation.is_none() {
         first.violation = Some(Violation {
             at: Time(0),
@@ -188,7 +197,7 @@ fn hunt(from: u64, seeds: Option<u64>, plant: Option<Bug>, all: bool) -> Hunt {
                         return;
                     }
                     let verdict = match once {
-                        true => run(from + turn, false, plant),
+                        true => run(from + turn, None, false, plant),
                         false => run_twice(from + turn, plant),
                     };
                     if verdict.violation.is_some() && !all {
@@ -209,7 +218,8 @@ fn is_once() -> bool {
 }
 
 fn replay(seed: u64, plant: Option<Bug>) -> ! {
-    let verdict = run(seed, std::env::var_os("QUIET").is_none(), plant);
+    let shown = std::env::var_os("QUIET").is_none();
+    let verdict = run(seed, number("STEP"), shown, plant);
     println!(
         "seed {seed}: {} events, hash {:016x}",
         verdict.events, verdict.hash
@@ -231,6 +241,41 @@ fn replay(seed: u64, plant: Option<Bug>) -> ! {
     }
 }
 
+/// Three nodes die at each of `count` steps of the scenario, spread over all that it has.
+fn walk(count: u64) -> Result<String, String> {
+    let next = AtomicU64::new(0);
+    let found = Mutex::new(None);
+    let last = run(0, Some(0), false, None).steps;
+    let count = count.min(last);
+    let threads = std::thread::available_parallelism().map_or(1, |count| count.get());
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while found.lock().expect("no panic").is_none() {
+                    let turn = next.fetch_add(1, Ordering::Relaxed);
+                    if turn >= count {
+                        return;
+                    }
+                    let step = 1 + turn * last / count;
+                    if let Some(violation) = run(0, Some(step), false, None).violation {
+                        *found.lock().expect("no panic") = Some((step, violation));
+                    }
+                }
+            });
+        }
+    });
+    match found.into_inner().expect("no panic") {
+        None => Ok(format!(
+            "three nodes died at each of {count} of {last} steps of a put, a get, a delete, a repair \
+             and a change of voters"
+        )),
+        Some((step, Violation { at, watcher, what })) => Err(format!(
+            "VIOLATION of {watcher} at {at} after three deaths at step {step}: {what}\n  replay it \
+             with: make sim SEED=0 STEP={step}"
+        )),
+    }
+}
+
 fn main() {
     let plant = planted();
     let from = number("FROM").unwrap_or(0);
@@ -242,6 +287,16 @@ fn main() {
     std::panic::set_hook(Box::new(|_| ()));
     let started = Instant::now();
     let all = std::env::var_os("ALL").is_some();
+    if plant.is_none() {
+        match walk(number("STEPS").unwrap_or(TEST_STEPS)) {
+            Ok(walked) => println!("{walked}: {:.1} s", started.elapsed().as_secs_f64()),
+            Err(violation) => {
+                println!("{violation}\ntest result: FAILED. 0 passed; 1 failed");
+                exit(1);
+            }
+        }
+    }
+    let started = Instant::now();
     let found = hunt(from, number("SEEDS"), plant, all);
     let wall = started.elapsed().as_secs_f64();
     let runs = if is_once() { "once" } else { "twice" };

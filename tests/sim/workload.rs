@@ -69,6 +69,8 @@ pub struct Plan {
     pub disk_slowness: u32,
     /// More events than this are a flood.
     pub events_max: u64,
+    /// The step at which three nodes die; see `steps`.
+    pub deaths_at: Option<u64>,
 }
 
 /// The SDFS name of number `number`.
@@ -146,6 +148,7 @@ impl Plan {
             crash_stop,
             disk_slowness,
             events_max: EVENTS_MAX,
+            deaths_at: None,
         }
     }
 }

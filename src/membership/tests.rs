@@ -465,6 +465,30 @@ fn news_ride_as_often_as_they_should_and_no_longer() {
 }
 
 #[test]
+fn a_cluster_that_is_shown_while_the_introducer_starts_is_known_when_it_has() {
+    let mut introducer = Introducer::new(IntroducerConfig::default(), 1, Time(0));
+    let mut ask = |milliseconds, node: &str, cluster| {
+        let request = JoinRequest {
+            member: member(node, 1, 1, MemberState::Alive),
+            cluster,
+            first: true,
+        };
+        let now = Time(0) + millis(milliseconds);
+        introducer.handle_request(now, 1, MembershipRequest::Join(request));
+        match introducer.poll_output() {
+            Some(IntroducerOutput::Reply { reply, .. }) => reply,
+            other => panic!("no reply but {other:?}"),
+        }
+    };
+    let starting = MembershipReply::Wait(WaitReason::Starting);
+    assert_eq!(ask(2_000, "old", Some(ClusterId(5))), starting);
+    let silent = MembershipReply::Wait(WaitReason::MembersSilent);
+    assert_eq!(ask(3_100, "new", None), silent, "it begins no second one");
+    let old = ask(3_200, "old", Some(ClusterId(5)));
+    assert!(matches!(old, MembershipReply::Welcome { cluster, .. } if cluster == ClusterId(5)));
+}
+
+#[test]
 fn an_introducer_that_hears_of_an_unknown_member_lets_nobody_begin_a_cluster() {
     let mut introducer = Introducer::new(IntroducerConfig::default(), 1, Time(0));
     let at = |count| Time(0) + millis(count);

@@ -291,6 +291,7 @@ impl Node {
         let Some(leading) = &mut self.leading else {
             return;
         };
+        leading.results.handle_missing(&from, &blobs);
         let changes =
             leading
                 .repair

@@ -22,7 +22,7 @@ const REPEAT: Duration = Duration::from_secs(1);
 enum Stage {
     /// The leader's own disk is at it.
     Writing,
-    /// Others copy it from the leader.
+    /// Others copy it from those that have it.
     Copying {
         bytes: u64,
         digest: Digest,
@@ -62,6 +62,18 @@ impl Results {
             }
         }
         blobs
+    }
+
+    /// `from` has lost its copies of these blobs; result files are not named yet, so that nobody
+    /// else would notice.
+    pub fn handle_missing(&mut self, from: &Server, blobs: &[BlobId]) {
+        for (blob, stage) in self.jobs.values_mut() {
+            if let Stage::Copying { stored, .. } = stage
+                && blobs.contains(blob)
+            {
+                stored.remove(from);
+            }
+        }
     }
 }
 
@@ -184,6 +196,10 @@ impl Node {
         let Some(leading) = &mut self.leading else {
             return;
         };
+        if live.is_empty() {
+            leading.results.jobs.remove(&job);
+            return;
+        }
         let wanted = REPLICAS.min(self.view.members.len());
         if live.len() >= wanted {
             leading
@@ -199,10 +215,8 @@ impl Node {
             *order_at = now + REPEAT;
         }
         let term = leading.term;
-        let Some(own) = self.view.server(&self.me) else {
-            return;
-        };
-        let sources: Vec<Target> = vec![placement::target(own)];
+        let holders = live.iter().filter_map(|server| self.view.server(server));
+        let sources: Vec<Target> = holders.map(placement::target).collect();
         let have: BTreeSet<Server> = live.into_iter().collect();
         let lacking = wanted.saturating_sub(have.len());
         for target in placement::targets(located.name.as_str(), &self.view, &have, lacking) {

@@ -37,7 +37,7 @@ fn each_mistake_gets_its_own_words() {
         &["frobnicate"][..],
         &["put", "a"],
         &["infer", "lenet", "x.png", "0"],
-        &["under"],
+        &["grep"],
         &["pause", "0"],
     ] {
         let said = cluster.dlc("n1", words);

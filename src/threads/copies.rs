@@ -59,6 +59,8 @@ impl Copies {
     ) -> Result<Result<(), DiskError>, E> {
         let mut reader = match self.blobs.open_read(blob, 0) {
             Ok(reader) => reader,
+            // Deleted since it was listed.
+            Err(DiskError::NoBlob(_)) if !self.is_listed(blob) => return Ok(Ok(())),
             Err(error) => return Ok(Err(self.report(blob, error))),
         };
         reader.forget_cached();
@@ -80,11 +82,21 @@ impl Copies {
         Ok(Ok(()))
     }
 
+    /// Whether the core has `blob` among its copies.
+    fn is_listed(&self, blob: BlobId) -> bool {
+        let folder = (blob.counter % u64::from(SURVEY_FOLDERS)) as u8;
+        let listed = self.held(folder);
+        listed.is_some_and(|(copies, _)| copies.iter().any(|(held, _)| *held == blob))
+    }
+
     /// Tells the core where `error` means that the copy is lost. Gives the error back.
     pub(super) fn report(&self, blob: BlobId, error: DiskError) -> DiskError {
         if error.is_loss() {
-            count(&self.shared.counters.blobs_corrupt);
-            log::error!("{error}");
+            // Whoever asks for a blob that was deleted finds none, and nothing is wrong then.
+            if !matches!(error, DiskError::NoBlob(_)) {
+                count(&self.shared.counters.blobs_corrupt);
+                log::error!("{error}");
+            }
             // The core has the copy made anew; where it has gone, nobody needs to know.
             let _ = self.results.send_timeout(Input::Corrupt(blob), ROOM);
         }
@@ -117,7 +129,7 @@ impl Copies {
                 self.wait_until(begun + slot.mul_f64(part.min(1.0)))
             })?;
             if let Err(error) = checked
-                && !error.is_loss()
+                && !matches!(error, DiskError::Corrupt { .. })
             {
                 log::warn!("scrub: {error}");
             }

@@ -65,7 +65,7 @@ counters! {
     blob_bytes_read,
     /// Uploads refused because of this disk.
     uploads_refused,
-    /// Copies that failed their check, or that the disk does not give back.
+    /// Copies that failed their check, or that the disk could not read.
     blobs_corrupt,
     /// Copies that were read to see whether they are whole, and were.
     copies_checked,

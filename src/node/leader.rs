@@ -344,7 +344,7 @@ impl Node {
             return Reply::Refused(Refusal::Busy);
         };
         let (now, view) = (self.now, &self.view);
-        let (uploads, leaving) = (&mut leading.uploads, leading.repair.leaving());
+        let (uploads, leaving) = (&mut leading.uploads, &leading.repair.leaving());
         match request {
             Request::PutBegin(names) => match uploads.begin(now, names, view, leaving) {
                 Ok(placements) => Reply::Placements(placements),

@@ -105,10 +105,9 @@ pub struct Repair {
     retries: BTreeMap<BlobId, Retry>,
     avoided: BTreeMap<Server, Time>,
     doubted: BTreeMap<(BlobId, Server), Time>,
-    /// Members that leave once their copies are elsewhere too: read from, and not counted.
-    leaving: BTreeSet<Server>,
-    /// When each of them is taken for a member that stays.
-    leaving_until: BTreeMap<Server, Time>,
+    /// Members that leave once their copies are elsewhere too (read from, and not counted), and
+    /// when each is taken for one that stays.
+    leaving: BTreeMap<Server, Time>,
     pace: Pace,
     /// Whether orders may be possible that were not before.
     dirty: bool,
@@ -129,8 +128,7 @@ impl Repair {
             retries: BTreeMap::new(),
             avoided: BTreeMap::new(),
             doubted: BTreeMap::new(),
-            leaving: BTreeSet::new(),
-            leaving_until: BTreeMap::new(),
+            leaving: BTreeMap::new(),
             pace: Pace::default(),
             dirty: true,
         }
@@ -152,14 +150,13 @@ impl Repair {
     }
 
     /// Members that leave once their copies are elsewhere too.
-    pub fn leaving(&self) -> &BTreeSet<Server> {
-        &self.leaving
+    pub fn leaving(&self) -> BTreeSet<Server> {
+        self.leaving.keys().cloned().collect()
     }
 
     /// `from` says that it leaves, and will say so again until it has left.
     pub fn handle_leaving(&mut self, now: Time, from: Server) {
-        self.leaving_until.insert(from.clone(), now + LEAVING_TIME);
-        if self.leaving.insert(from) {
+        if self.leaving.insert(from, now + LEAVING_TIME).is_none() {
             self.seen = None;
         }
     }
@@ -192,7 +189,7 @@ impl Repair {
         self.notice(catalog, view);
         let mut outputs = Vec::new();
         if self.dirty || !self.look.is_empty() {
-            let leaving = self.leaving.clone();
+            let leaving = self.leaving();
             let ring = Ring::new(view, &leaving);
             changes.extend(self.assess(now, catalog, view, &ring));
             if std::mem::take(&mut self.dirty) {
@@ -301,7 +298,7 @@ impl Repair {
         let retries = retries.filter(|due| *due != Time::MAX);
         let times = orders.chain(proposed).chain(retries);
         let times = times.chain(self.avoided.values().copied());
-        let times = times.chain(self.leaving_until.values().copied());
+        let times = times.chain(self.leaving.values().copied());
         let left = (!self.look.is_empty() || self.dirty).then_some(Time(0));
         times
             .chain(self.doubted.values().copied())
@@ -362,9 +359,9 @@ impl Repair {
     /// Gives up what has passed its deadline; changes that the catalog does not show are
     /// proposed again. They are not forgotten, because they may be in the log already.
     fn expire(&mut self, now: Time) -> Vec<ReplicaChange> {
-        let stay = self.leaving_until.extract_if(.., |_, until| *until <= now);
-        for (server, _) in stay.collect::<Vec<_>>() {
-            self.leaving.remove(&server);
+        let leaving = self.leaving.len();
+        self.leaving.retain(|_, until| *until > now);
+        if leaving != self.leaving.len() {
             self.seen = None;
         }
         let late = self
@@ -518,7 +515,7 @@ impl Repair {
     /// How many copies each version should have: min([`REPLICAS`], members that stay).
     fn wanted(&self, view: &View) -> usize {
         let leave = |server: &&Server| view.server(server).is_some();
-        let stay = view.members.len() - self.leaving.iter().filter(leave).count();
+        let stay = view.members.len() - self.leaving.keys().filter(leave).count();
         stay.min(REPLICAS)
     }
 
@@ -539,7 +536,7 @@ impl Repair {
         view: &View,
     ) -> impl Iterator<Item = &'a Server> {
         let live = self.live(record, view).into_iter();
-        live.filter(|server| !self.leaving.contains(*server))
+        live.filter(|server| !self.leaving.contains_key(*server))
     }
 
     /// Whether the next try of a copy that could not be made is not due yet.

@@ -191,11 +191,14 @@ fn round(cluster: &mut Cluster, failure: Failure, jobs: &mut u64) -> [f64; 2] {
     figures(&samples, blow)
 }
 
+/// The count as it was seen last at `moment`.
+fn count_at(samples: &[Sample], moment: Instant) -> u64 {
+    let before = samples.iter().rev().find(|(when, _)| *when <= moment);
+    before.map_or(0, |(_, count)| *count)
+}
+
 fn each_second(samples: &[Sample], blow: Instant) -> Vec<u64> {
-    let at = |moment: Instant| {
-        let before = samples.iter().rev().find(|(when, _)| *when <= moment);
-        before.map_or(0, |(_, count)| *count)
-    };
+    let at = |moment: Instant| count_at(samples, moment);
     let start = blow - Duration::from_secs(2);
     let moments: Vec<u64> = (0..=10)
         .map(|n| at(start + Duration::from_secs(n)))
@@ -254,10 +257,7 @@ fn watch(mut client: Client, samples: &Mutex<Vec<Sample>>, stop: &AtomicBool) {
 }
 
 fn figures(samples: &[Sample], blow: Instant) -> [f64; 2] {
-    let at = |moment: Instant| {
-        let before = samples.iter().rev().find(|(when, _)| *when <= moment);
-        before.map_or(0, |(_, count)| *count)
-    };
+    let at = |moment: Instant| count_at(samples, moment);
     let since = |moment: Instant| moment.saturating_duration_since(blow).as_secs_f64();
     let before = at(blow);
     // Answers that were on their way at the blow may show a little more.

@@ -155,7 +155,7 @@ fn only_so_many_versions_are_kept_as_the_user_wants() {
 }
 
 #[test]
-fn what_has_too_few_copies_is_listed_until_it_has_them() {
+fn nothing_is_listed_once_a_newcomer_has_the_copies_that_it_brings() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     let mut cluster = cluster(dir, 3, &[]);

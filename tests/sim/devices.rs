@@ -126,6 +126,17 @@ impl Sim {
         (spent, None)
     }
 
+    /// The bytes of `located`; see [`Sim::read_blob`].
+    fn read_located(
+        &mut self,
+        id: HostId,
+        located: &Located,
+        silent: &mut BTreeSet<HostId>,
+    ) -> (Duration, Option<Arc<[u8]>>) {
+        let Located { blob, digest, .. } = *located;
+        self.read_blob(id, blob, digest, &located.sources, silent)
+    }
+
     /// The bytes of `blob` for a client on `from` from `source` alone: what it takes and gives;
     /// `None` where no way is open or the holder is silent.
     pub fn read_from(
@@ -169,14 +180,8 @@ impl Sim {
         let (mut spent, mut silent) = (Duration::ZERO, BTreeSet::new());
         let mut parcels: Vec<Parcel> = Vec::new();
         let mut results = Vec::new();
-        for located in blobs {
-            let (delay, bytes) = self.read_blob(
-                id,
-                located.blob,
-                located.digest,
-                &located.sources,
-                &mut silent,
-            );
+        for located in &blobs {
+            let (delay, bytes) = self.read_located(id, located, &mut silent);
             let bytes = bytes.filter(|_| !self.write_fails(id));
             spent += delay;
             results.push((located.blob, bytes.is_some()));
@@ -288,13 +293,7 @@ impl Sim {
             .span(Duration::from_millis(5), Duration::from_millis(300));
         let (mut whole, mut silent) = (true, BTreeSet::new());
         for located in [&files.manifest, &files.weights] {
-            let (delay, bytes) = self.read_blob(
-                id,
-                located.blob,
-                located.digest,
-                &located.sources,
-                &mut silent,
-            );
+            let (delay, bytes) = self.read_located(id, located, &mut silent);
             spent += delay;
             whole &= bytes.is_some();
         }

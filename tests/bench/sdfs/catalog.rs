@@ -4,12 +4,12 @@ use dlc::store::Catalog;
 use dlc::types::{BlobId, Digest, FileName, NodeId, Server, StorageId, Term};
 use dlc::wire::store::{CatalogCommand, Upload};
 
-use super::timed;
+use super::{own_memory, timed};
 
 const FILES: u64 = 100_000;
 
 pub fn measure() {
-    let before = own_memory();
+    let before = own_memory("self");
     let mut catalog = Catalog::new();
     let filled = timed(|| {
         for first in (0..FILES).step_by(1_000) {
@@ -17,7 +17,7 @@ pub fn measure() {
             catalog.apply(&CatalogCommand::Put(uploads));
         }
     });
-    let bytes = own_memory().saturating_sub(before) / FILES;
+    let bytes = own_memory("self").saturating_sub(before) * 1024 / FILES;
     let server = server(0);
     let mut found = 0;
     let matched = timed(|| found = catalog.matching("digit.png").len());
@@ -52,12 +52,4 @@ fn upload(number: u64) -> Upload {
         digest: Digest::of(&number.to_le_bytes()),
         replicas: (0..4).map(|place| server((number + place) % 7)).collect(),
     }
-}
-
-/// Own memory (RssAnon) of this process in bytes.
-fn own_memory() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|it| it.strip_prefix("RssAnon:"));
-    let kilobytes = line.and_then(|it| it.trim().trim_end_matches(" kB").parse::<u64>().ok());
-    kilobytes.unwrap_or(0) * 1024
 }

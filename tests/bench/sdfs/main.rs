@@ -89,14 +89,16 @@ fn grown(cluster: &Cluster, before: &[u64]) -> u64 {
 
 /// Own memory (RssAnon) of each node, MiB.
 fn memory(cluster: &Cluster) -> Vec<u64> {
-    let of = |node: &real::Process| {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", node.child.id()));
-        let status = status.unwrap_or_default();
-        let line = status.lines().find_map(|it| it.strip_prefix("RssAnon:"));
-        let kilobytes = line.and_then(|it| it.trim().trim_end_matches(" kB").parse::<u64>().ok());
-        kilobytes.unwrap_or(0) / 1024
-    };
+    let of = |node: &real::Process| own_memory(&node.child.id().to_string()) / 1024;
     cluster.nodes.values().map(of).collect()
+}
+
+/// Own memory (RssAnon) of a process, KiB.
+fn own_memory(process: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|it| it.strip_prefix("RssAnon:"));
+    let kilobytes = line.and_then(|it| it.trim().trim_end_matches(" kB").parse().ok());
+    kilobytes.unwrap_or(0)
 }
 
 /// Polls `figure` until it is there.

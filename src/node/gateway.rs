@@ -39,10 +39,11 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Nothing waits and no leader is known.
-    pub fn new(now: Time) -> Gateway {
+    /// Nothing waits and no leader is known. The first token follows `base`, which must be
+    /// another one in each life of the process: answers to the former life may still come.
+    pub fn new(base: u64, now: Time) -> Gateway {
         Gateway {
-            next: 0,
+            next: base,
             pending: BTreeMap::new(),
             leaderless_since: Some(now),
         }
@@ -53,7 +54,7 @@ impl Gateway {
         if self.pending.len() >= PENDING_MAX {
             return false;
         }
-        self.next += 1;
+        self.next = self.next.wrapping_add(1);
         self.pending.insert(
             self.next,
             Pending {

@@ -147,7 +147,7 @@ impl Node {
             replica,
             worker: Worker::new(start.me.node.clone(), now),
             loader: Loader::default(),
-            gateway: Gateway::new(now),
+            gateway: Gateway::new(seeds.next_u64(), now),
             leading: None,
             report_at: now,
             snapshot_bytes: start.snapshot_bytes,

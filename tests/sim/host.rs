@@ -226,11 +226,15 @@ impl Sim {
     pub fn start(&mut self, id: HostId) {
         let introducers = self.introducers();
         let (now, wall) = (self.now, Clock::wall(self.now));
-        let random = &mut self.streams.processes;
-        let host = &mut self.hosts[id];
+        let host = &self.hosts[id];
         if host.is_running() || host.retired {
             return;
         }
+        if self.would_begin_a_second_cluster(id) {
+            return self.after(Duration::from_secs(1), move |sim| sim.start(id));
+        }
+        let random = &mut self.streams.processes;
+        let host = &mut self.hosts[id];
         host.life += 1;
         host.paused = false;
         host.deferred.clear();
@@ -250,6 +254,15 @@ impl Sim {
             return;
         }
         self.start_node(id, seed, introducers, wall);
+    }
+
+    /// A new node that finds no member begins a cluster. Users are told to start an old node first
+    /// where all are down.
+    fn would_begin_a_second_cluster(&self, id: HostId) -> bool {
+        let is_old = |host: &&Host| host.disk.cluster.is_some() && !host.retired;
+        let mut old = self.hosts[..self.nodes].iter().filter(is_old).peekable();
+        let is_new = id < self.nodes && self.hosts[id].disk.cluster.is_none();
+        is_new && old.peek().is_some() && !old.any(Host::is_running)
     }
 
     fn start_node(&mut self, id: HostId, seed: u64, introducers: Vec<SocketAddr>, wall: WallTime) {

@@ -201,22 +201,31 @@ fn an_upload_that_is_refused_says_why_after_all_bytes_were_sent() {
 }
 
 #[test]
-fn a_corrupt_copy_is_never_sent_whole() {
+fn a_copy_that_a_reader_complains_of_is_checked_and_moved_aside() {
     let _turn = turn();
     let at = folder();
     let node = start("n1", at.path(), vec![]);
     let mut stream = dial(node.addr(), Purpose::Blobs);
-    assert!(matches!(upload(&mut stream, &[3]), BlobReply::Stored(_)));
+    assert!(matches!(upload(&mut stream, &[3, 4]), BlobReply::Stored(_)));
     let file = at.path().join("blobs/03/1-3");
     let mut bytes = std::fs::read(&file).expect("read");
     bytes[1_234_567] ^= 1;
     std::fs::write(&file, bytes).expect("written");
     write_message(&mut stream, &BlobRequest::Read(vec![(blob(3), 0)])).expect("sent");
-    let mut all = Vec::new();
-    stream.read_to_end(&mut all).expect("closed by the node");
-    assert!(all.len() < content(3).len(), "{} bytes came", all.len());
+    let came = download(&mut stream).expect("there");
+    assert!(came.len() == content(3).len() && came != content(3));
+    assert!(file.exists());
+    let complaint = BlobRequest::Check(vec![blob(3), blob(4), blob(99)]);
+    write_message(&mut stream, &complaint).expect("sent");
+    write_message(&mut stream, &BlobRequest::Read(vec![(blob(3), 0)])).expect("sent");
+    let missing = download(&mut stream).expect_err("not there");
+    assert!(missing.contains("1-3"), "{missing}");
     assert_eq!(stats(node.addr())["blobs_corrupt"], 1);
-    assert!(!file.exists());
+    assert!(!file.exists() && at.path().join("corrupt/1-3").exists());
+    assert!(
+        at.path().join("blobs/04/1-4").exists(),
+        "a right copy stays"
+    );
     stop(node);
 }
 

@@ -11,6 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, bounded};
@@ -34,6 +35,8 @@ const STALL: Duration = Duration::from_secs(1);
 const SYNC: Duration = Duration::from_secs(120);
 /// Events that may wait for the loop; a sender that finds it full waits.
 const EVENTS: usize = 1024;
+/// Runs that may wait for the disk; a reader that finds it full waits.
+const WRITES: usize = 8;
 /// Bytes read ahead of a frame.
 const BUFFER: usize = 8 << 10;
 /// A file shows a progress bar from this size on.
@@ -391,13 +394,13 @@ pub fn get(
                 offset,
             }) => {
                 let mut end = Ok(());
-                let read = read_from(&source, blob, offset, |run| {
+                let read = read_from(&source, blob, offset, |mut run| {
                     let Some(file) = files.last_mut() else {
                         return Ok(());
                     };
                     let at = download.offset();
-                    let used = download.handle_chunk(now(), id, run);
-                    end = file.write(at, &run[..used]);
+                    run.truncate(download.handle_chunk(now(), id, &run));
+                    end = file.write(at, run);
                     // Whatever ends the reading here is told by `end`.
                     if end.is_err() {
                         Err(WireError::Malformed("local file".into()))
@@ -412,6 +415,7 @@ pub fn get(
                 }
             }
             Some(DownloadOutput::Cancel(_)) => {}
+            Some(DownloadOutput::Complain { source, blob }) => complain(&source, blob),
             Some(DownloadOutput::Done(end)) => {
                 let downloaded = end?;
                 files.into_iter().try_for_each(Getting::keep)?;
@@ -436,46 +440,93 @@ fn nearest_first(mut reply: Reply, addr: SocketAddr) -> Reply {
     reply
 }
 
-/// A version on its way to its local file.
+/// Has a source look at a copy that was wrong. It is no matter of this client whether it does.
+fn complain(source: &Target, blob: BlobId) {
+    let node = &source.server.node;
+    log::warn!("{node} sent wrong bytes for {blob}: another copy is read, {node} checks its own");
+    let told = open_blobs(source.addr)
+        .and_then(|mut stream| write_message(&mut stream, &BlobRequest::Check(vec![blob])));
+    if let Err(error) = told {
+        log::info!("{node} could not be told: {error}");
+    }
+}
+
+/// A version on its way to its local file, which a thread of its own writes.
 struct Getting {
     located: Located,
     place: Place,
-    file: File,
+    writer: Option<Writer>,
     bar: Option<ProgressBar>,
+}
+
+/// Runs of bytes with their places in the file, and the thread that writes them.
+struct Writer {
+    runs: Sender<(u64, Vec<u8>)>,
+    thread: JoinHandle<std::io::Result<File>>,
+}
+
+impl Writer {
+    fn new(file: File) -> Writer {
+        let (runs, taken) = bounded::<(u64, Vec<u8>)>(WRITES);
+        let thread = std::thread::spawn(move || {
+            for (at, run) in taken {
+                file.write_all_at(&run, at)?;
+            }
+            Ok(file)
+        });
+        Writer { runs, thread }
+    }
+
+    /// The file when everything is written, or the first error.
+    fn finish(self) -> std::io::Result<File> {
+        drop(self.runs);
+        let ended = self.thread.join();
+        ended.unwrap_or_else(|_| Err(std::io::Error::other("the writing thread panicked")))
+    }
 }
 
 impl Getting {
     fn new(located: &Located, path: &str) -> Result<Getting, ClientError> {
         let place = Place::new(path)?;
-        let file = place.create()?;
+        let writer = Some(Writer::new(place.create()?));
         let bar = (located.bytes >= BAR_BYTES).then(|| progress::bytes(located.bytes, "download"));
         Ok(Getting {
             located: located.clone(),
             place,
-            file,
+            writer,
             bar,
         })
     }
 
-    fn write(&mut self, at: u64, run: &[u8]) -> Result<(), ClientError> {
-        self.file
-            .write_all_at(run, at)
-            .map_err(|error| self.place.error(error))?;
+    fn write(&mut self, at: u64, run: Vec<u8>) -> Result<(), ClientError> {
         if let Some(bar) = &self.bar {
             bar.set_position(at + run.len() as u64);
         }
-        Ok(())
+        match &self.writer {
+            Some(writer) if writer.runs.send((at, run)).is_ok() => Ok(()),
+            // The thread ends early only with an error.
+            _ => self.written().map(drop),
+        }
     }
 
-    fn keep(self) -> Result<(), ClientError> {
+    /// The file when everything is written.
+    fn written(&mut self) -> Result<File, ClientError> {
+        let file = match self.writer.take() {
+            Some(writer) => writer.finish(),
+            None => Err(std::io::Error::other("written already")),
+        };
+        file.map_err(|error| self.place.error(error))
+    }
+
+    fn keep(mut self) -> Result<(), ClientError> {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
+        let file = self.written()?;
         // What an earlier, broken-off source wrote beyond the end goes.
-        self.file
-            .set_len(self.located.bytes)
+        file.set_len(self.located.bytes)
             .map_err(|error| self.place.error(error))?;
-        self.place.keep(self.file)
+        self.place.keep(file)
     }
 }
 
@@ -484,7 +535,7 @@ fn read_from(
     source: &Target,
     blob: BlobId,
     offset: u64,
-    mut take: impl FnMut(&[u8]) -> Result<(), WireError>,
+    mut take: impl FnMut(Vec<u8>) -> Result<(), WireError>,
 ) -> Result<(), WireError> {
     let mut stream = open_blobs(source.addr)?;
     write_message(&mut stream, &BlobRequest::Read(vec![(blob, offset)]))?;
@@ -501,7 +552,7 @@ fn read_from(
         match read_frame(&mut stream)? {
             Frame::Chunk(run) if run.len() as u64 <= left => {
                 left -= run.len() as u64;
-                take(&run)?;
+                take(run)?;
             }
             _ => return Err(WireError::Malformed("more bytes than announced".into())),
         }

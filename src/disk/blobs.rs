@@ -160,8 +160,16 @@ impl Blobs {
         }
     }
 
-    /// The content of `blob` from byte `offset` on (from its end where `offset` is beyond it).
-    pub fn open_read(&self, blob: BlobId, offset: u64) -> Result<BlobReader<'_>, DiskError> {
+    /// The content of `blob`, checked at its end.
+    pub fn open_checked(&self, blob: BlobId) -> Result<BlobReader<'_>, DiskError> {
+        let mut reader = self.open_from(blob, 0)?;
+        reader.hasher = Some(blake3::Hasher::new());
+        Ok(reader)
+    }
+
+    /// The content of `blob` from byte `offset` on (from its end where `offset` is beyond it), for
+    /// somebody who checks it.
+    pub fn open_from(&self, blob: BlobId, offset: u64) -> Result<BlobReader<'_>, DiskError> {
         let path = self.file(blob);
         let (mut file, trailer) = match self.opened(&path) {
             Ok((file, trailer)) if trailer.blob == blob => (file, trailer),
@@ -175,14 +183,14 @@ impl Blobs {
             blobs: self,
             file,
             left: trailer.bytes - offset,
-            hasher: (offset == 0).then(blake3::Hasher::new),
+            hasher: None,
             trailer,
         })
     }
 
     /// The whole content of `blob`, checked.
     pub fn read(&self, blob: BlobId) -> Result<Vec<u8>, DiskError> {
-        let mut reader = self.open_read(blob, 0)?;
+        let mut reader = self.open_checked(blob)?;
         let mut content = vec![0; reader.left() as usize];
         let mut filled = 0;
         loop {
@@ -491,7 +499,7 @@ pub struct BlobReader<'a> {
     blobs: &'a Blobs,
     file: File,
     left: u64,
-    /// Set where the read started at the first byte.
+    /// Set where the content is checked.
     hasher: Option<blake3::Hasher>,
     trailer: Trailer,
 }
@@ -514,8 +522,8 @@ impl BlobReader<'_> {
         &self.trailer
     }
 
-    /// The next bytes; 0 at the end. A read from the first byte on to the last checks the
-    /// digest: [`DiskError::Corrupt`] comes instead of the last bytes.
+    /// The next bytes; 0 at the end. Where the content is checked and wrong,
+    /// [`DiskError::Corrupt`] comes instead of the last bytes.
     pub fn read(&mut self, buffer: &mut [u8]) -> Result<usize, DiskError> {
         if self.left == 0 && self.trailer.bytes > 0 {
             return Ok(0);

@@ -63,7 +63,7 @@ fn a_stored_blob_is_read_back_after_a_restart() {
     assert_eq!(held, [blob(7), blob(300)]);
     assert_eq!(blobs.read(blob(300)).expect("read"), content);
     assert_eq!(blobs.read(blob(7)).expect("read"), b"");
-    let mut reader = blobs.open_read(blob(300), 99_990).expect("opened");
+    let mut reader = blobs.open_from(blob(300), 99_990).expect("opened");
     assert_eq!(reader.left(), 10);
     assert_eq!(reader.trailer().name, name("a.txt"));
     let mut buffer = [0; 100];

@@ -1,9 +1,9 @@
 //! The client's side of a get: asks where versions are, reads them from one holder after
 //! another, and checks what it read.
 //!
-//! [`BlobRead`] reads one version; it serves the fetchers of a node as well. [`Download`]
-//! locates the newest versions of a file and reads each. Decides: which source is read,
-//! when one has failed, and whether the bytes are right. Leaves to others: moving and
+//! [`BlobRead`] reads one version. [`Download`] locates the newest versions of a file and reads
+//! each. Decides: which source is read, when one has failed, whether the bytes are right, and
+//! who is to look at its copy. Leaves to others: moving and
 //! writing the bytes (the driver), and which versions exist (the catalog).
 //!
 //! Contract: after each `handle_*` call the driver drains `poll_output`, then waits for
@@ -51,6 +51,13 @@ pub enum ReadOutput {
     },
     /// Break this reading off.
     Cancel(ReadId),
+    /// All bytes came from this source and were wrong: tell it to look at its copy.
+    Complain {
+        /// Whom.
+        source: Target,
+        /// The bytes.
+        blob: BlobId,
+    },
     /// The end: all bytes are there with the right digest, or why not.
     Done(Result<(), Refusal>),
 }
@@ -184,7 +191,12 @@ impl BlobRead {
             return;
         }
         if let (1, Some(source)) = (self.contributors.len(), self.contributors.first()) {
-            self.sources[*source].corrupt = true;
+            let source = &mut self.sources[*source];
+            source.corrupt = true;
+            self.outputs.push_back(ReadOutput::Complain {
+                source: source.target.clone(),
+                blob: self.located.blob,
+            });
         } else if !self.whole {
             // One of several gave wrong bytes: each alone will show which.
             self.whole = true;
@@ -272,6 +284,13 @@ pub enum DownloadOutput {
     },
     /// Break this reading off.
     Cancel(ReadId),
+    /// Tell a source to look at its copy; see [`ReadOutput::Complain`].
+    Complain {
+        /// Whom.
+        source: Target,
+        /// The bytes.
+        blob: BlobId,
+    },
     /// The end: the files of all `Start`s are whole, or why not.
     Done(Result<Downloaded, Refusal>),
 }
@@ -481,6 +500,7 @@ impl Download {
                     offset,
                 },
                 ReadOutput::Cancel(id) => DownloadOutput::Cancel(ReadId(base + id.0)),
+                ReadOutput::Complain { source, blob } => DownloadOutput::Complain { source, blob },
                 ReadOutput::Done(end) => return self.read_ended(now, end),
             };
             self.outputs.push_back(output);

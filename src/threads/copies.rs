@@ -57,7 +57,7 @@ impl Copies {
         blob: BlobId,
         mut step: impl FnMut(u64) -> Result<(), E>,
     ) -> Result<Result<(), DiskError>, E> {
-        let mut reader = match self.blobs.open_read(blob, 0) {
+        let mut reader = match self.blobs.open_checked(blob) {
             Ok(reader) => reader,
             // Deleted since it was listed.
             Err(DiskError::NoBlob(_)) if !self.is_listed(blob) => return Ok(Ok(())),

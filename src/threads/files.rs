@@ -26,7 +26,7 @@ use crate::wire::client::{
     Found, PUT_FILES_MAX, Refusal, Reply, Request, SURVEY_FOLDERS, Verified,
 };
 use crate::wire::datagram::MembershipRequest;
-use crate::wire::peer::{BlobHeader, BlobReply, BlobRequest, PeerMessage, Purpose};
+use crate::wire::peer::{BlobHeader, BlobReply, BlobRequest, CHECKS_MAX, PeerMessage, Purpose};
 use crate::wire::{
     CHUNK_MAX, Frame, WireError, decode, read_frame, read_message, write_chunk, write_message,
 };
@@ -195,14 +195,12 @@ impl Files {
             verified.orphaned += orphaned;
             for (blob, bytes) in copies {
                 let checked = self.copies.check(blob, |_| {
-                    if self.shared.crew.is_stopping() {
-                        return Err(WireError::from(std::io::Error::other("stopping")));
-                    }
+                    self.goes_on()?;
                     if told + VERIFYING <= clock.now() {
                         told = clock.now();
                         answer(connection, &Reply::Verifying(folder.into()))?;
                     }
-                    Ok(())
+                    Ok::<(), WireError>(())
                 })?;
                 verified.copies += 1;
                 verified.bytes += bytes;
@@ -261,9 +259,29 @@ impl Files {
                     }
                     connection.writer.flush()?;
                 }
+                BlobRequest::Check(blobs) if blobs.len() <= CHECKS_MAX => self.check(&blobs)?,
+                BlobRequest::Check(blobs) => {
+                    return Err(WireError::TooLarge(blobs.len(), CHECKS_MAX));
+                }
             }
         }
         Ok(())
+    }
+
+    /// Looks at copies that somebody read and found wrong.
+    fn check(&self, blobs: &[BlobId]) -> Result<(), WireError> {
+        for blob in blobs {
+            // Whether they are right is told to the core.
+            let _ = self.copies.check(*blob, |_| self.goes_on())?;
+        }
+        Ok(())
+    }
+
+    fn goes_on(&self) -> Result<(), WireError> {
+        match self.shared.crew.is_stopping() {
+            true => Err(std::io::Error::other("stopping").into()),
+            false => Ok(()),
+        }
     }
 
     /// Takes the bytes of an upload, and answers when they are on disk and noted.
@@ -319,14 +337,15 @@ impl Files {
         }
     }
 
-    /// Sends a blob from `offset` on. False where the connection is of no more use.
+    /// Sends a blob from `offset` on; who reads it checks it, and complains. False where the
+    /// connection is of no more use.
     fn read(
         &self,
         connection: &mut Connection<'_>,
         blob: BlobId,
         offset: u64,
     ) -> Result<bool, WireError> {
-        let mut reader = match self.blobs.open_read(blob, offset) {
+        let mut reader = match self.blobs.open_from(blob, offset) {
             Ok(reader) => reader,
             Err(error) => {
                 let error = self.copies.report(blob, error);

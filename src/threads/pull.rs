@@ -1,6 +1,7 @@
 //! Reading blobs from other nodes: the one client of `Purpose::Blobs` in a node.
 //!
-//! Decides: that bytes which do not have the expected length or digest are no copy.
+//! Decides: that bytes which do not have the expected length or digest are no copy, and that
+//! their source hears of it.
 //! Leaves to others: which source to ask and what to do with the bytes.
 
 use std::collections::BTreeMap;
@@ -77,6 +78,10 @@ pub(super) enum PullError {
     /// The bytes are others than the wanted ones; the connection is of no more use.
     #[error("the source sent other bytes than were wanted")]
     Different,
+    /// The bytes are as many as were wanted, but others. The source has been told to look at its
+    /// copy; the connection goes on.
+    #[error("the source's copy is corrupt, or has become so on its way")]
+    Corrupt,
     /// The sink refused; the connection is of no more use.
     #[error("{0}")]
     Sink(String),
@@ -85,7 +90,7 @@ pub(super) enum PullError {
 impl PullError {
     /// Whether the connection's next answer can still be read.
     pub(super) fn goes_on(&self) -> bool {
-        matches!(self, PullError::Refused(_))
+        matches!(self, PullError::Refused(_) | PullError::Corrupt)
     }
 }
 
@@ -130,7 +135,11 @@ impl Source {
         }
         match *hasher.finalize().as_bytes() == want.digest.0 {
             true => Ok(()),
-            false => Err(PullError::Different),
+            false => {
+                let complaint = BlobRequest::Check(vec![want.blob]);
+                write_message(self.reader.get_mut(), &complaint)?;
+                Err(PullError::Corrupt)
+            }
         }
     }
 }

@@ -105,7 +105,13 @@ pub enum BlobRequest {
     /// Send the bytes of these blobs from these offsets on. Answered for each blob, in
     /// order, by [`BlobReply::Sending`] and then its chunks, or [`BlobReply::Refused`].
     Read(Vec<(BlobId, u64)>),
+    /// What was sent of these blobs, at most [`CHECKS_MAX`], had another digest than it should:
+    /// look at the copies. Not answered.
+    Check(Vec<BlobId>),
 }
+
+/// Most blobs in one `Check`.
+pub const CHECKS_MAX: usize = 1_000;
 
 /// What precedes the bytes of an uploaded blob.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

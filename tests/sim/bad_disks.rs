@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use dlc::node::io::Input;
 use dlc::types::{BlobId, Time};
+use dlc::wire::store::Target;
 
 use crate::cluster::{Life, Sim};
 use crate::network::HostId;
@@ -70,6 +71,28 @@ impl Sim {
                 sim.handle_coord(id, Input::Corrupt(blob));
             });
         }
+    }
+
+    /// A client on `from` tells `source` that it got wrong bytes; that may be lost.
+    pub fn complain(&mut self, from: HostId, source: &Target, blob: BlobId) {
+        let Some(to) = self.host_at(source.addr) else {
+            return;
+        };
+        if !self.network.is_open_both_ways(from, to) || self.hosts[to].is_paused() {
+            return;
+        }
+        let server = source.server.clone();
+        let delay = self.network.segment_delay() + self.network.segment_delay();
+        self.after_in(delay, self.life(to), move |sim| {
+            let serves = sim.hosts[to]
+                .process()
+                .is_some_and(|it| it.server == server);
+            let held = sim.hosts[to].disk.blob(blob);
+            if serves && held.is_some_and(|held| held.decayed) {
+                sim.count("decay found by a client");
+                sim.found_decayed(to, blob);
+            }
+        });
     }
 
     /// The scrub of this life of a node: each copy is read in turn.

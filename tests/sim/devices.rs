@@ -153,12 +153,12 @@ impl Sim {
         let serves = self.hosts[host]
             .process()
             .is_some_and(|p| p.server == source.server);
-        let held = self.hosts[host].disk.blob(blob).filter(|_| serves).cloned();
-        if held.as_ref().is_some_and(|held| held.decayed) {
-            self.found_decayed(host, blob);
-            return Some((delay, None));
-        }
-        let bytes = held.map(|held| held.bytes);
+        let held = self.hosts[host].disk.blob(blob).filter(|_| serves);
+        let bytes = held.map(|held| match held.decayed {
+            // Who reads it checks it.
+            true => held.bytes.iter().map(|byte| byte ^ 1).collect(),
+            false => held.bytes.clone(),
+        });
         let length = bytes.as_ref().map_or(0, |bytes| bytes.len() as u64);
         Some((delay + self.network.transfer(length), bytes))
     }

@@ -230,6 +230,7 @@ impl Sim {
                 });
             }
             DownloadOutput::Start(_) | DownloadOutput::Cancel(_) => {}
+            DownloadOutput::Complain { source, blob } => self.complain(host, &source, blob),
             DownloadOutput::Read {
                 id,
                 source,

@@ -57,6 +57,7 @@ struct World {
     now: Time,
     reads: Vec<(Server, u64)>,
     requests: Vec<Request>,
+    complaints: Vec<Server>,
 }
 
 impl World {
@@ -70,6 +71,7 @@ impl World {
             now: START,
             reads: Vec::new(),
             requests: Vec::new(),
+            complaints: Vec::new(),
         }
     }
 
@@ -97,6 +99,9 @@ impl World {
                         self.read(&mut download, id, self.kinds[&source.server], offset);
                     }
                     DownloadOutput::Cancel(_) => {}
+                    DownloadOutput::Complain { source, .. } => {
+                        self.complaints.push(source.server);
+                    }
                     DownloadOutput::Done(done) => {
                         assert_eq!(download.poll_timeout(), None);
                         return done;
@@ -180,6 +185,7 @@ fn wrong_bytes_are_read_again_from_elsewhere() {
     assert_eq!(world.get(1, None), versions(&found));
     assert_eq!(world.reads, [(server(0), 0), (server(1), 0)]);
     assert_eq!(world.files[&0], content(0));
+    assert_eq!(world.complaints, [server(0)]);
     // A mixture of good and wrong bytes: each source alone shows which it is.
     let kinds = [Kind::WrongBreaks(5), Kind::Good];
     let mut world = World::new(&kinds, vec![Reply::Located(found.to_vec())]);
@@ -194,6 +200,7 @@ fn wrong_bytes_are_read_again_from_elsewhere() {
     // Nothing but wrong copies is never taken for the file.
     let mut world = World::new(&[Kind::Wrong; 2], vec![Reply::Located(found.to_vec())]);
     assert!(matches!(world.get(1, None), Err(Refusal::Failed(_))));
+    assert_eq!(world.complaints[..2], [server(0), server(1)]);
 }
 
 #[test]

@@ -23,18 +23,24 @@ pub fn measure(dir: &Path) {
         let (mut puts, mut put_limits, mut gets, mut get_limits) = (vec![], vec![], vec![], vec![]);
         for round in 0..rounds() {
             let name = format!("{bytes}-{round}");
+            // All begin with memory that was not just used: a virtual machine has to get it
+            // from its host, which takes longer than the copying.
             put_limits.push(limits::four_copies(dir, &source));
+            limits::clear(dir);
+            std::thread::sleep(SETTLING);
             puts.push(timed(|| drop(cluster.ok("n1", &["put", path, &name]))));
+            std::thread::sleep(SETTLING);
             get_limits.push(limits::copy_and_hash(dir, &source));
+            limits::clear(dir);
+            std::thread::sleep(SETTLING);
             gets.push(timed(|| drop(cluster.ok("n1", &["get", &name, "got"]))));
             assert_eq!(digest(&dir.join("got")), digest(&source), "the same bytes");
             cluster.ok("n1", &["delete", &name]);
-            limits::clear(dir);
             let _ = std::fs::remove_file(dir.join("got"));
-            // Both sides begin with memory that was not just used: a virtual machine has to get
-            // it from its host, which takes longer than the copying.
             std::thread::sleep(SETTLING);
         }
+        eprintln!("{what}: puts {puts:.3?} beside {put_limits:.3?}");
+        eprintln!("{what}: gets {gets:.3?} beside {get_limits:.3?}");
         let (put, limit) = (median(puts), median(put_limits));
         report(
             &format!("put {what} (four copies, synced)"),
@@ -66,7 +72,12 @@ pub fn measure(dir: &Path) {
     for count in 1..=5 {
         let figures = (0..rounds()).map(|_| {
             let words = ["get-versions", "versions", &count.to_string(), "got"];
-            timed(|| drop(cluster.ok("n1", &words)))
+            let seconds = timed(|| drop(cluster.ok("n1", &words)));
+            // To write over a file costs the removal of the old one.
+            for version in 0..versions {
+                let _ = std::fs::remove_file(dir.join(format!("got_v{version}")));
+            }
+            seconds
         });
         let figure = median(figures.collect());
         let what = format!("get-versions {count} x 25 MB (gets)");

@@ -21,7 +21,7 @@ pub fn measure(dir: &Path) {
         write_random(&source, bytes);
         let path = source.to_str().expect("a path of text");
         let (mut puts, mut put_limits, mut gets, mut get_limits) = (vec![], vec![], vec![], vec![]);
-        for round in 0..rounds() {
+        for round in 0..rounds(5) {
             let name = format!("{bytes}-{round}");
             // All begin with memory that was not just used: a virtual machine has to get it
             // from its host, which takes longer than the copying.
@@ -64,13 +64,13 @@ pub fn measure(dir: &Path) {
         grown(&cluster, &before)
     );
     let source = dir.join("source");
-    let versions = rounds().max(5);
+    let versions = rounds(5).max(5);
     for version in 0..versions {
         write_random(&source, SMALL + version);
         cluster.ok("n1", &["put", source.to_str().expect("text"), "versions"]);
     }
     for count in 1..=5 {
-        let figures = (0..rounds()).map(|_| {
+        let figures = (0..rounds(5)).map(|_| {
             let words = ["get-versions", "versions", &count.to_string(), "got"];
             let seconds = timed(|| drop(cluster.ok("n1", &words)));
             // To write over a file costs the removal of the old one.

@@ -1,6 +1,7 @@
 //! SDFS against its bars: each figure beside what the disk does in the same run. Run by
-//! `make bench-sdfs`; `PARTS` are those of files, small, repair and catalog that are wanted,
-//! `ROUNDS` (5) the repetitions of a figure, of which the median is printed.
+//! `make bench-sdfs`; `PARTS` are those of files, small, repair, catalog and crashes that are
+//! wanted, `ROUNDS` the repetitions of a figure (5), of which the median is printed, or of crashes
+//! (100).
 //!
 //! Six real nodes on this machine, all on its disk; commands run through `dlc`, so that its start
 //! counts too.
@@ -10,6 +11,7 @@
 mod real;
 
 mod catalog;
+mod crashes;
 mod files;
 mod limits;
 mod repair;
@@ -26,7 +28,7 @@ fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
     let is_wanted = |part: &str| wanted.is_empty() || wanted.iter().any(|it| it == part);
     println!("what                                        ours     limit     ratio  bar");
-    for part in ["files", "small", "repair", "catalog"] {
+    for part in ["files", "small", "repair", "catalog", "crashes"] {
         if !is_wanted(part) {
             continue;
         }
@@ -35,6 +37,7 @@ fn main() {
             "files" => files::measure(dir.path()),
             "small" => small::measure(dir.path()),
             "repair" => repair::measure(dir.path()),
+            "crashes" => crashes::measure(dir.path()),
             _ => catalog::measure(),
         }
     }
@@ -52,10 +55,10 @@ fn cluster(dir: &Path) -> Cluster {
     cluster
 }
 
-/// Repetitions of a figure.
-fn rounds() -> usize {
+/// Repetitions, `default` where the user does not say.
+fn rounds(default: usize) -> usize {
     let rounds = std::env::var("ROUNDS").ok().filter(|text| !text.is_empty());
-    rounds.map_or(5, |text| text.parse().expect("ROUNDS is a number"))
+    rounds.map_or(default, |text| text.parse().expect("ROUNDS is a number"))
 }
 
 /// How long `work` takes, in seconds.

@@ -15,7 +15,7 @@ pub fn measure(dir: &Path) {
         std::fs::write(dir.join(format!("digit{number}.png")), content).expect("written");
     }
     let (mut ours, mut limit) = (Vec::new(), Vec::new());
-    for _ in 0..rounds() {
+    for _ in 0..rounds(5) {
         let folder = dir.join("limits");
         std::fs::create_dir_all(&folder).expect("made");
         let seconds = limits::small_files(&folder, FILES, 300, 4).as_secs_f64();

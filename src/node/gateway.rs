@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::io::RequestToken;
+use crate::planted::{self, Bug};
 use crate::types::Time;
 use crate::wire::client::Request;
 
@@ -43,7 +44,10 @@ impl Gateway {
     /// another one in each life of the process: answers to the former life may still come.
     pub fn new(base: u64, now: Time) -> Gateway {
         Gateway {
-            next: base,
+            next: match planted::is(Bug::CommandsNumberedAlike) {
+                true => 0,
+                false => base,
+            },
             pending: BTreeMap::new(),
             leaderless_since: Some(now),
         }

@@ -46,6 +46,8 @@ pub struct Leading {
     pub uploads: Uploads,
     /// Copies being made.
     pub repair: Repair,
+    /// Where the last change of copies stands in the log.
+    changed: Index,
     /// Result files being made.
     pub results: Results,
     /// What each node says it could not load: name, digest and reason.
@@ -72,6 +74,7 @@ impl Leading {
             scheduler: Scheduler::new(term, now),
             uploads: Uploads::new(term),
             repair: Repair::new(term),
+            changed: Index(0),
             results: Results::default(),
             load_failures: BTreeMap::new(),
             waiting: BTreeMap::new(),
@@ -302,6 +305,28 @@ impl Node {
     fn propose_replicas(&mut self, changes: Vec<ReplicaChange>) {
         if !changes.is_empty() {
             self.propose(None, Change::Catalog(CatalogCommand::Replicas(changes)));
+            let last = self.consensus.last_index();
+            if let Some(leading) = &mut self.leading {
+                leading.changed = last;
+            }
+        }
+    }
+
+    /// A member asks whether copies may go that the catalog names without it.
+    pub(super) fn handle_surplus(&mut self, from: Server, ask: u64, blobs: &[BlobId]) {
+        let Some(leading) = &self.leading else {
+            return;
+        };
+        // What this reign or a former one has written may name the copy still.
+        let passed = leading.changed <= self.state.applied || planted::is(Bug::ReleasedInHaste);
+        if !leading.ready || !passed {
+            return;
+        }
+        let (repair, term) = (&leading.repair, leading.term);
+        let blobs = repair.releases(&from, blobs, &self.state.catalog, &self.view);
+        if !blobs.is_empty() {
+            let release = StoreMessage::Release { term, ask, blobs };
+            self.send(from, PeerMessage::Store(release));
         }
     }
 

@@ -45,7 +45,7 @@ use state::State;
 const JOIN_PATIENCE: Duration = Duration::from_secs(10);
 /// Most orders that wait for their term to be known; the oldest is dropped, and comes again.
 const EARLY_MAX: usize = 64;
-/// Time between two reports of copies that should be here and are not.
+/// Time between two reports of copies that should be here and are not, or the other way round.
 const REPORT_PERIOD: Duration = Duration::from_secs(1);
 
 /// One node. See the module.
@@ -70,6 +70,9 @@ pub struct Node {
     gateway: Gateway,
     leading: Option<Leading>,
     report_at: Time,
+    /// Number of the last question about surplus copies. Another in each life: answers to the
+    /// former life may still come.
+    ask: u64,
     /// See [`Start::snapshot_bytes`].
     snapshot_bytes: usize,
     /// See [`Start::crash_stop`].
@@ -150,6 +153,7 @@ impl Node {
             gateway: Gateway::new(seeds.next_u64(), now),
             leading: None,
             report_at: now,
+            ask: seeds.next_u64(),
             snapshot_bytes: start.snapshot_bytes,
             crash_stop: start.crash_stop,
             outputs,
@@ -186,11 +190,16 @@ impl Node {
                 blobs
                     .into_iter()
                     .for_each(|blob| self.replica.handle_stored(blob));
+                let orphans = self.replica.look(&self.state.catalog);
+                self.remove(orphans);
                 self.outputs.push_back(Output::StoredNoted { token });
             }
             Input::Persisted(ticket) => self.consensus.handle_persisted(now, ticket),
             Input::Fetched(results) => {
-                let report = self.replica.handle_fetched(results);
+                let mut report = self.replica.handle_fetched(results);
+                let orphans = self.replica.look(&self.state.catalog);
+                self.remove(orphans);
+                report.stored.retain(|blob| self.replica.holds(blob));
                 self.report(report.stored, report.missing);
             }
             Input::Written { blob, result } => {
@@ -238,7 +247,7 @@ impl Node {
             self.joining.iter().map(|(_, deadline)| *deadline).min(),
             self.leaving.as_ref().and_then(Leaving::poll_timeout),
         ];
-        if self.replica.lost() > 0 {
+        if self.has_report() {
             times.push(Some(self.report_at));
         }
         if let Some(leading) = &self.leading {
@@ -317,10 +326,11 @@ impl Node {
             let why = format!("{why}. This node goes on trying");
             self.reply(token, Reply::Refused(Refusal::JoinRefused(why)));
         }
-        if self.report_at <= now && self.replica.lost() > 0 {
+        if self.report_at <= now && self.has_report() {
             self.report_at = now + REPORT_PERIOD;
             let missing = self.replica.missing();
             self.report(Vec::new(), missing);
+            self.ask_of_surplus();
         }
         if let Some(model) = self.loader.next(now, &self.state) {
             for (name, digest) in self.loader.drop_unwanted(&self.state) {
@@ -401,6 +411,10 @@ impl Node {
                 let removed = self.replica.handle_drop(term, &blobs);
                 self.remove(removed);
             }
+            StoreMessage::Release { term, ask, blobs } if term == self.consensus.term() => {
+                let removed = self.replica.handle_release(term, ask, &blobs);
+                self.remove(removed);
+            }
             // Who has just joined may get a leader's orders before its log has heard of the term.
             StoreMessage::Pull { term, .. } if term > self.consensus.term() => {
                 if self.early.len() == EARLY_MAX {
@@ -409,7 +423,10 @@ impl Node {
                 self.early.push((from, term, message));
             }
             // Orders of a deposed leader (fencing, P10), or dropped and given again.
-            StoreMessage::Pull { .. } | StoreMessage::Drop { .. } => {}
+            StoreMessage::Pull { .. }
+            | StoreMessage::Drop { .. }
+            | StoreMessage::Release { .. } => {}
+            StoreMessage::Surplus { ask, blobs } => self.handle_surplus(from, ask, &blobs),
             StoreMessage::Stored(blobs) => self.handle_stored_report(from, blobs),
             StoreMessage::Leaving => {
                 if let Some(leading) = &mut self.leading {
@@ -596,6 +613,20 @@ impl Node {
         }
         if !missing.is_empty() {
             self.tell_leader(PeerMessage::Store(StoreMessage::Missing(missing)));
+        }
+    }
+
+    /// Whether the leader ought to hear of copies that should be here, or should not.
+    fn has_report(&self) -> bool {
+        self.replica.lost() > 0 || self.replica.has_surplus()
+    }
+
+    fn ask_of_surplus(&mut self) {
+        self.ask = self.ask.wrapping_add(1);
+        let blobs = self.replica.ask_of_surplus(self.ask);
+        if !blobs.is_empty() {
+            let ask = self.ask;
+            self.tell_leader(PeerMessage::Store(StoreMessage::Surplus { ask, blobs }));
         }
     }
 

@@ -15,6 +15,7 @@ use std::time::Duration;
 use super::catalog::{Catalog, VersionRecord};
 use super::pace::Pace;
 use super::placement::{Ring, target};
+use crate::planted::{self, Bug};
 use crate::types::{BlobId, Member, MemberState, REPLICAS, Server, Term, Time, View};
 use crate::wire::store::{Located, ReplicaChange};
 
@@ -288,6 +289,28 @@ impl Repair {
             });
         }
         changes
+    }
+
+    /// Which of these copies of `from`, which the catalog names without it, are not needed: there
+    /// are enough others, and none of them is about to be named. Right only while all changes that
+    /// were proposed are applied.
+    #[must_use]
+    pub fn releases(
+        &self,
+        from: &Server,
+        blobs: &[BlobId],
+        catalog: &Catalog,
+        view: &View,
+    ) -> Vec<BlobId> {
+        let goes = |blob: &&BlobId| {
+            let Some(record) = catalog.record(blob) else {
+                return false;
+            };
+            let named = record.replicas.contains(from) || self.coming(record).contains(from);
+            (!named || planted::is(Bug::ReleasedInHaste))
+                && self.counted(record, view).count() >= self.wanted(view)
+        };
+        blobs.iter().filter(goes).copied().collect()
     }
 
     /// When [`Repair::plan`] is due though nothing happens.

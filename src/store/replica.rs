@@ -15,12 +15,15 @@
 //! - It was named with this server and is no longer (surplus, or taken for lost). This
 //!   holds only while it is *sure* which entry named it: after a restart the log is
 //!   replayed from the start, and of two orders one may be named after the other's
-//!   removal, so such copies wait for the guard.
+//!   removal, so such copies wait for the guard, or for the leader's word.
+//! - The leader says so: it knows whether anything of it that names the copy can still come. Its
+//!   answer holds only until another order for the blob arrives, however late it is itself.
 //!
 //! A node accepts orders only of the term that its own log knows as the newest, so a guard
 //! is never higher than a term that it has on disk.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound::{Excluded, Unbounded};
 
 use super::catalog::Catalog;
 use crate::planted::{self, Bug};
@@ -29,7 +32,7 @@ use crate::wire::store::Located;
 
 /// Most ordered copies in flight; orders beyond it are refused and come again.
 pub const FETCHES_MAX: usize = 128;
-/// Most blobs in one report of missing copies.
+/// Most blobs in one report of missing copies, and in one question about surplus ones.
 pub const MISSING_MAX: usize = 100;
 
 /// How a copy came to be on this disk, as far as that decides when it may go.
@@ -95,10 +98,14 @@ pub struct Replica {
     held: BTreeMap<BlobId, Held>,
     /// Held and not named with this server: what a higher term may sweep.
     unnamed: BTreeSet<BlobId>,
+    /// Those of them that the catalog names without this server.
+    surplus: BTreeSet<BlobId>,
+    /// The last question about surplus copies, without those that were ordered since.
+    asked: (u64, BTreeSet<BlobId>),
     in_flight: BTreeMap<BlobId, Fetch>,
     /// Named with this server and not on its disk.
     lost: BTreeSet<BlobId>,
-    /// Came to the disk since the last applied entry.
+    /// To be looked at: came to the disk of late, or a higher term may sweep it.
     fresh: BTreeSet<BlobId>,
     /// The catalog's revision up to which its changes are taken in.
     revision: u64,
@@ -126,6 +133,8 @@ impl Replica {
             applied: Term(0),
             unnamed: held.iter().copied().collect(),
             held: held.into_iter().map(found).collect(),
+            surplus: BTreeSet::new(),
+            asked: (0, BTreeSet::new()),
             in_flight: BTreeMap::new(),
             lost: BTreeSet::new(),
             fresh: BTreeSet::new(),
@@ -175,6 +184,16 @@ impl Replica {
     /// and the driver removes them from the disk.
     #[must_use]
     pub fn handle_applied(&mut self, term: Term, catalog: &Catalog) -> Vec<BlobId> {
+        if term > self.applied {
+            self.applied = term;
+            self.fresh.extend(&self.unnamed);
+        }
+        self.look(catalog)
+    }
+
+    /// The same where no entry has been applied: copies came to the disk.
+    #[must_use]
+    pub fn look(&mut self, catalog: &Catalog) -> Vec<BlobId> {
         let mut look = std::mem::take(&mut self.fresh);
         match catalog.changed_since(self.revision) {
             Some(changed) => look.extend(changed),
@@ -186,10 +205,6 @@ impl Replica {
             }
         }
         self.revision = catalog.revision();
-        if term > self.applied {
-            self.applied = term;
-            look.extend(&self.unnamed);
-        }
         let orphans = look.into_iter().filter(|blob| self.look_at(*blob, catalog));
         orphans.collect()
     }
@@ -205,6 +220,10 @@ impl Replica {
                 held.known = false;
             }
         }
+        self.surplus.clear();
+        self.asked.1.clear();
+        // Which of them the catalog knows is seen when the next entry is applied.
+        self.fresh.extend(&self.unnamed);
         for fetch in self.in_flight.values_mut() {
             fetch.guard = fetch.guard.max(term);
         }
@@ -234,6 +253,7 @@ impl Replica {
         self.term = term;
         for located in blobs {
             let blob = located.blob;
+            self.asked.1.remove(&blob);
             if let Some(held) = self.held.get_mut(&blob) {
                 // Named here in this node's catalog and not in the leader's: one of the two
                 // is behind, so nothing is promised until both agree.
@@ -338,6 +358,41 @@ impl Replica {
         missing
     }
 
+    /// Whether this disk has copies that the catalog names without this server.
+    pub fn has_surplus(&self) -> bool {
+        !self.surplus.is_empty()
+    }
+
+    /// Up to [`MISSING_MAX`] of those copies, to ask the leader about as question number `ask`,
+    /// a number that was not used before; the next call goes on after them.
+    #[must_use]
+    pub fn ask_of_surplus(&mut self, ask: u64) -> Vec<BlobId> {
+        let last = self.asked.1.last().copied();
+        let behind = last.map(|last| self.surplus.range((Excluded(last), Unbounded)));
+        let behind = behind.into_iter().flatten();
+        let blobs: Vec<BlobId> = behind.copied().take(MISSING_MAX).collect();
+        let blobs = match blobs.is_empty() {
+            true => self.surplus.iter().copied().take(MISSING_MAX).collect(),
+            false => blobs,
+        };
+        self.asked = (ask, blobs.iter().copied().collect());
+        blobs
+    }
+
+    /// The leader of `term` answers question `ask`: these copies may go. Returns those that the
+    /// driver is to remove from the disk.
+    #[must_use]
+    pub fn handle_release(&mut self, term: Term, ask: u64, blobs: &[BlobId]) -> Vec<BlobId> {
+        if term < self.term || ask != self.asked.0 {
+            return Vec::new();
+        }
+        self.term = term;
+        let goes = |blob: &BlobId| self.asked.1.contains(blob) && self.surplus.contains(blob);
+        let orphans: Vec<BlobId> = blobs.iter().copied().filter(goes).collect();
+        orphans.iter().for_each(|blob| self.forget(blob));
+        orphans
+    }
+
     /// Panics where the sets disagree. For tests and the simulator.
     pub fn check_invariants(&self) {
         assert!(self.in_flight.len() <= FETCHES_MAX);
@@ -346,12 +401,16 @@ impl Replica {
         }
         for (blob, held) in &self.held {
             assert_eq!(!held.mine, self.unnamed.contains(blob), "{blob} {held:?}");
+            let surplus = !held.mine && held.known;
+            assert_eq!(surplus, self.surplus.contains(blob), "{blob} {held:?}");
         }
         assert!(self.unnamed.iter().all(|blob| self.holds(blob)));
+        assert!(self.surplus.is_subset(&self.unnamed));
     }
 
     fn insert(&mut self, blob: BlobId, held: Held) {
         self.lost.remove(&blob);
+        self.asked.1.remove(&blob);
         self.fresh.insert(blob);
         match self.held.get_mut(&blob) {
             None => drop(self.held.insert(blob, held)),
@@ -369,14 +428,17 @@ impl Replica {
     fn forget(&mut self, blob: &BlobId) {
         self.held.remove(blob);
         self.unnamed.remove(blob);
+        self.surplus.remove(blob);
     }
 
     fn index(&mut self, blob: BlobId) {
-        if self.held.get(&blob).is_some_and(|held| !held.mine) {
-            self.unnamed.insert(blob);
-        } else {
-            self.unnamed.remove(&blob);
-        }
+        let unnamed = self.held.get(&blob).filter(|held| !held.mine);
+        let mark = |set: &mut BTreeSet<BlobId>, is_in: bool| match is_in {
+            true => set.insert(blob),
+            false => set.remove(&blob),
+        };
+        mark(&mut self.unnamed, unnamed.is_some());
+        mark(&mut self.surplus, unnamed.is_some_and(|held| held.known));
     }
 
     /// Takes in what the catalog says of `blob` now; whether its copy is an orphan, and

@@ -99,6 +99,22 @@ pub enum StoreMessage {
     /// Member to leader: I leave as soon as others have enough copies of what I hold. Repeated
     /// until then.
     Leaving,
+    /// Member to leader: I have these, and the catalog has them without me. May they go?
+    Surplus {
+        /// Names this question.
+        ask: u64,
+        /// The blobs.
+        blobs: Vec<BlobId>,
+    },
+    /// Leader to member: these may go.
+    Release {
+        /// Term of the leader that says so.
+        term: Term,
+        /// The question.
+        ask: u64,
+        /// The blobs.
+        blobs: Vec<BlobId>,
+    },
     /// Member to leader: these could not be copied, or are named as mine and are not on my disk.
     Missing(Vec<BlobId>),
 }

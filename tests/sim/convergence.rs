@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use dlc::types::{FileName, JobId, MemberState, REPLICAS, Server, Time, Version};
+use dlc::types::{BlobId, FileName, JobId, MemberState, REPLICAS, Server, Time, Version};
 use dlc::wire::client::{JobStatus, Reply, Request, Row};
 use dlc::wire::schedule::Outcome;
 
@@ -66,6 +66,7 @@ impl Sim {
         };
         self.unreplicated(leader)
             .or_else(|| self.too_few_copies(leader))
+            .or_else(|| self.surplus_copies())
             .or_else(|| {
                 let jobs = &self.hosts[leader].process()?.node.state().jobs;
                 let open = jobs
@@ -90,6 +91,23 @@ impl Sim {
             if node.state().encode() != state.encode() {
                 let what = format!("node-{id} and the coordinator have two states at one entry");
                 return Some(("P10", what));
+            }
+        }
+        None
+    }
+
+    fn surplus_copies(&self) -> Option<(&'static str, String)> {
+        for id in 0..self.nodes {
+            let process = self.hosts[id].process()?;
+            let catalog = &process.node.state().catalog;
+            let surplus = |blob: &BlobId| {
+                catalog.record(blob).is_some() && !catalog.names(blob, &process.server)
+            };
+            if let Some(blob) = self.hosts[id].disk.held().into_iter().find(surplus) {
+                return Some((
+                    "P5",
+                    format!("node-{id} keeps {blob}, which is not its own"),
+                ));
             }
         }
         None

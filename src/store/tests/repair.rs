@@ -190,6 +190,37 @@ fn surplus_copies_go_but_never_below_four_live() {
 }
 
 #[test]
+fn a_copy_is_released_only_where_there_are_enough_and_nothing_names_it() {
+    let id = blob(1, 0);
+    let mut catalog = Catalog::new();
+    catalog.apply(&put("a", id, &[0, 1, 2, 3]));
+    let (full, less) = (view(1, &[0, 1, 2, 3, 4, 5], &[]), view(2, &[0, 1, 2], &[]));
+    let mut repair = Repair::new(Term(1));
+    let _ = repair.plan(NOW, &catalog, &full);
+    let releases = |repair: &Repair, from, catalog: &Catalog, view: &View| {
+        repair.releases(&server(from), &[id, blob(9, 9)], catalog, view)
+    };
+    assert_eq!(releases(&repair, 4, &catalog, &full), [id]);
+    assert_eq!(releases(&repair, 3, &catalog, &full), [], "named");
+    let mut short = Catalog::new();
+    short.apply(&put("a", id, &[0, 1, 2]));
+    assert_eq!(releases(&repair, 4, &short, &full), [], "too few others");
+    assert_eq!(
+        releases(&repair, 4, &short, &less),
+        [id],
+        "as many as can be"
+    );
+    // While it is ordered and until its naming shows, a copy stays.
+    let mut repair = Repair::new(Term(1));
+    let ordered = pulls(&repair.plan(NOW, &short, &full));
+    let to = ordered.keys().next().expect("somebody").clone();
+    assert_eq!(repair.releases(&to, &[id], &catalog, &full), []);
+    let proposed = repair.handle_stored(NOW, &to, &[id], &short, &full);
+    assert_eq!(proposed.len(), 1);
+    assert_eq!(repair.releases(&to, &[id], &catalog, &full), []);
+}
+
+#[test]
 fn suspects_are_the_first_surplus() {
     let mut catalog = Catalog::new();
     catalog.apply(&put("a", blob(1, 0), &[0, 1, 2, 3, 4]));

@@ -174,6 +174,45 @@ fn an_order_for_what_is_named_here_promises_nothing() {
 }
 
 #[test]
+fn a_copy_that_came_back_goes_when_the_leader_says_so() {
+    let (id, other) = (blob(2, 0), blob(2, 1));
+    let mut node = Node::new(&[id, other], 2);
+    node.apply(2, &put("a", id, &[ME, 2, 3]));
+    assert_eq!(node.apply(2, &change(id, &[4], &[ME])), []);
+    assert_eq!(node.replica.ask_of_surplus(7), [id], "not what is unknown");
+    assert_eq!(node.replica.handle_release(Term(2), 6, &[id]), []);
+    assert_eq!(node.replica.handle_release(Term(2), 7, &[id, other]), [id]);
+    assert!(!node.replica.has_surplus() && node.replica.holds(&other));
+    node.replica.check_invariants();
+}
+
+#[test]
+fn an_order_outweighs_a_release_that_comes_late() {
+    let id = blob(2, 0);
+    let mut node = Node::new(&[id], 2);
+    node.apply(2, &put("a", id, &[ME, 2]));
+    node.apply(2, &change(id, &[3], &[ME]));
+    assert_eq!(node.replica.ask_of_surplus(7), [id]);
+    let answer = node.replica.handle_pull(Term(2), vec![located(id)]);
+    assert_eq!(answer.stored, [id]);
+    assert_eq!(node.replica.handle_release(Term(2), 7, &[id]), []);
+    assert_eq!(node.apply(2, &change(id, &[ME], &[])), []);
+    assert!(node.replica.holds(&id) && !node.replica.has_surplus());
+}
+
+#[test]
+fn all_surplus_copies_are_asked_about_in_turn() {
+    let held: Vec<BlobId> = (0..MISSING_MAX as u64 + 1).map(|i| blob(2, i)).collect();
+    let mut node = Node::new(&held, 2);
+    for id in &held {
+        node.apply(2, &put(&id.to_string(), *id, &[2, 3]));
+    }
+    assert_eq!(node.replica.ask_of_surplus(1), held[..MISSING_MAX]);
+    assert_eq!(node.replica.ask_of_surplus(2), held[MISSING_MAX..]);
+    assert_eq!(node.replica.ask_of_surplus(3), held[..MISSING_MAX]);
+}
+
+#[test]
 fn orders_are_bounded_and_fenced() {
     let mut replica = Replica::new(server(ME), Vec::new(), Term(0));
     let orders: Vec<Located> = (0..FETCHES_MAX as u64 + 5)

@@ -109,7 +109,11 @@ fn upload(
         let name = format!("r{round}f{number}");
         let mut rng = Rng::new(number + PUTS * round as u64);
         // Mostly small, some that are a while on their way.
-        let longest = if number % 10 == 0 { 2_000_000 } else { 20_000 };
+        let longest = if number.is_multiple_of(10) {
+            2_000_000
+        } else {
+            20_000
+        };
         let content: Vec<u8> = (0..rng.below(longest))
             .map(|at| (at * (number + 3)) as u8)
             .collect();

@@ -75,7 +75,7 @@ sim: ## replays one simulation, SEED=n, or hunts through many, SEEDS=n (each twi
 # need more elections than the whole cluster sees, are planted in its own storms besides.
 PLANTS := ack-before-fsync removal-without-agreement task-twice row-twice vote-twice vote-for-shorter-log \
 	snapshot-before-fsync read-without-confirmation request-twice two-tasks-at-once no-repair \
-	decay-ignored commit-short swept-in-haste numbered-anew released-in-haste commands-numbered-alike
+	decay-ignored commit-short swept-in-haste numbered-anew
 sim-planted: ## plants known bugs in the simulated cluster; a watcher must catch each within 2,000 seeds
 	@RUST_BACKTRACE=0 $(CARGO) test --quiet $(LIGHT) --features planted --lib planted_bugs_are_caught
 	@for plant in $(PLANTS); do \
@@ -119,5 +119,5 @@ bench-restart: build models data ## all of seven nodes are killed in mid-work an
 bench-partition: build ## seven nodes in network namespaces are cut into five and two; ROUNDS= (root, nft)
 	@$(CARGO) run --quiet --release $(LIGHT) --example bench-partition
 
-bench-sdfs: build ## files of SDFS against what the disk does; PARTS= (files small repair catalog), ROUNDS=
+bench-sdfs: build ## files of SDFS against what the disk does; PARTS= (files small repair catalog crashes), ROUNDS=
 	@$(CARGO) run --quiet --release $(LIGHT) --example bench-sdfs -- $(PARTS)

@@ -45,10 +45,6 @@ pub enum Bug {
     SweptInHaste,
     /// The versions of a file are numbered anew after a delete (against P4).
     NumberedAnew,
-    /// A copy goes though an entry that names it may still come (against P3).
-    ReleasedInHaste,
-    /// A node numbers the commands that it forwards alike in each of its lives (against P4).
-    CommandsNumberedAlike,
 }
 
 impl Bug {
@@ -73,8 +69,6 @@ impl Bug {
         ("commit-short", Bug::CommitShort),
         ("swept-in-haste", Bug::SweptInHaste),
         ("numbered-anew", Bug::NumberedAnew),
-        ("released-in-haste", Bug::ReleasedInHaste),
-        ("commands-numbered-alike", Bug::CommandsNumberedAlike),
     ];
 }
 

@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::io::RequestToken;
-use crate::planted::{self, Bug};
 use crate::types::Time;
 use crate::wire::client::Request;
 
@@ -44,10 +43,7 @@ impl Gateway {
     /// another one in each life of the process: answers to the former life may still come.
     pub fn new(base: u64, now: Time) -> Gateway {
         Gateway {
-            next: match planted::is(Bug::CommandsNumberedAlike) {
-                true => 0,
-                false => base,
-            },
+            next: base,
             pending: BTreeMap::new(),
             leaderless_since: Some(now),
         }
@@ -142,5 +138,28 @@ impl Gateway {
                 None => pending.deadline.min(pending.send_at),
             })
             .min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::FileName;
+
+    fn locate(name: &str) -> Request {
+        let name = FileName::new(name).unwrap();
+        Request::Locate { name, newest: 1 }
+    }
+
+    #[test]
+    fn an_answer_to_a_former_life_is_not_taken_for_one_to_this() {
+        let mut former = Gateway::new(1 << 40, Time(0));
+        let mut this = Gateway::new(u64::MAX, Time(0));
+        former.submit(Time(0), RequestToken(1), locate("old"));
+        this.submit(Time(0), RequestToken(1), locate("new"));
+        let (sent, _) = former.due(Time(0)).remove(0);
+        assert_eq!(this.handle_answer(sent), None);
+        let (sent, _) = this.due(Time(0)).remove(0);
+        assert_eq!(this.handle_answer(sent), Some(RequestToken(1)));
     }
 }

@@ -318,8 +318,7 @@ impl Node {
             return;
         };
         // What this reign or a former one has written may name the copy still.
-        let passed = leading.changed <= self.state.applied || planted::is(Bug::ReleasedInHaste);
-        if !leading.ready || !passed {
+        if !leading.ready || leading.changed > self.state.applied {
             return;
         }
         let (repair, term) = (&leading.repair, leading.term);

@@ -15,7 +15,6 @@ use std::time::Duration;
 use super::catalog::{Catalog, VersionRecord};
 use super::pace::Pace;
 use super::placement::{Ring, target};
-use crate::planted::{self, Bug};
 use crate::types::{BlobId, Member, MemberState, REPLICAS, Server, Term, Time, View};
 use crate::wire::store::{Located, ReplicaChange};
 
@@ -307,8 +306,7 @@ impl Repair {
                 return false;
             };
             let named = record.replicas.contains(from) || self.coming(record).contains(from);
-            (!named || planted::is(Bug::ReleasedInHaste))
-                && self.counted(record, view).count() >= self.wanted(view)
+            !named && self.counted(record, view).count() >= self.wanted(view)
         };
         blobs.iter().filter(goes).copied().collect()
     }

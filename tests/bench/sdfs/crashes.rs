@@ -50,10 +50,7 @@ pub fn measure(dir: &Path) {
         unanswered += puts.len() - ok;
         there += found - ok;
         forget(&cluster, puts, &mut kept);
-        // Copies that a node brings back go when a coordinator follows.
-        if count == NODES {
-            wait_for_clean_disks(&cluster);
-        }
+        wait_for_clean_disks(&cluster);
         eprintln!(
             "round {round}: {count} nodes killed, {ok} puts answered, {:.0} s",
             begun.elapsed().as_secs_f64()

@@ -1,6 +1,6 @@
-//! Disks that decay, and disks that take no more: bit flips, full disks, syncs that fail.
+//! Disks that decay, lie, or take no more: bit flips, lost syncs, full disks, writes that fail.
 //!
-//! Decides: which copies decay (never so many that a file is lost), when that is found (by a
+//! Decides: which copies decay or get lost (never so many that a file is), when that is found (by a
 //! reader, or by the scrub), and which writes fail. Leaves to others: what the node makes of it.
 
 use std::time::Duration;
@@ -26,23 +26,43 @@ impl Sim {
                 return;
             }
             let place = self.streams.faults.below(held.len() as u64) as usize;
-            let blob = held[place];
-            let Some(digest) = self.hosts[id].disk.blob(blob).map(|held| held.digest) else {
-                continue;
-            };
-            let others = (0..self.nodes).filter(|other| *other != id);
-            let others = others.filter(|other| {
-                let host = &self.hosts[*other];
-                !host.retired && host.disk.keeps(blob, digest)
-            });
-            if others.count() >= OTHERS_MIN {
-                self.trace
-                    .story(self.now, "decay", || format!("{blob} on node-{id}"));
+            if self.may_go(id, held[place], "decay") {
                 self.count("copies decayed");
-                self.hosts[id].disk.decay(blob);
-                self.watchers.burned_at.push(self.now);
+                self.hosts[id].disk.decay(held[place]);
             }
         }
+    }
+
+    /// Up to `count` of the newest copies on the disk of `id`, whose process is dead, are not there
+    /// though the disk had said that they are safe.
+    pub fn lose_syncs(&mut self, id: HostId, count: u64) {
+        let held = self.hosts[id].disk.held();
+        for blob in held.into_iter().rev().take(count as usize) {
+            if self.may_go(id, blob, "lost sync") {
+                self.count("copies lost after their sync");
+                self.hosts[id].disk.remove_blob(blob);
+            }
+        }
+    }
+
+    /// Whether the copy of `blob` on `id` may go without the file being lost; it counts as burned
+    /// then.
+    fn may_go(&mut self, id: HostId, blob: BlobId, how: &'static str) -> bool {
+        let Some(digest) = self.hosts[id].disk.blob(blob).map(|held| held.digest) else {
+            return false;
+        };
+        let others = (0..self.nodes).filter(|other| *other != id);
+        let others = others.filter(|other| {
+            let host = &self.hosts[*other];
+            !host.retired && host.disk.keeps(blob, digest)
+        });
+        if others.count() < OTHERS_MIN {
+            return false;
+        }
+        self.trace
+            .story(self.now, how, || format!("{blob} on node-{id}"));
+        self.watchers.burned_at.push(self.now);
+        true
     }
 
     /// For `span` so many percent of the writes of blobs fail on the disk of `id`.

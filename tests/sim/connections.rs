@@ -141,6 +141,10 @@ impl Sim {
                 .streams
                 .hops
                 .span(Duration::from_millis(50), Duration::from_millis(400));
+            if open {
+                // Refused, or closed by another server: it may have died.
+                self.tell_ping(from, PingInput::Closed(server.node.clone()));
+            }
             return self.after_in(pause, from, move |sim| sim.connect(from, server, addr));
         }
         let waiting = std::mem::take(waiting);

@@ -58,6 +58,9 @@ pub enum Fault {
     CrashAll(Duration),
     /// So many copies on its disk decay.
     Decay(HostId, u64),
+    /// kill -9 of the machine, whose disk had said of up to so many copies that they are safe and
+    /// has lost them; started again after the span.
+    LostSync(HostId, u64, Duration),
     /// So many percent of the writes of copies fail on its disk for the span.
     Full(HostId, u64, Duration),
 }
@@ -77,7 +80,7 @@ fn some(random: &mut Rng, nodes: usize, count: u64) -> Vec<HostId> {
 impl Fault {
     /// Draws a seed's faults: first which kinds it has at all, then when each strikes.
     pub fn draw(random: &mut Rng, nodes: usize, introducers: usize) -> Vec<(Duration, Fault)> {
-        let mut kinds: Vec<u64> = (0..18).filter(|_| random.chance(50)).collect();
+        let mut kinds: Vec<u64> = (0..19).filter(|_| random.chance(50)).collect();
         if kinds.is_empty() {
             kinds = vec![0, 3, 6];
         }
@@ -144,6 +147,7 @@ impl Fault {
             ),
             14 => Fault::Deaf(host, seconds(random, 3, 10)),
             16 => Fault::Decay(host, 1 + random.below(20)),
+            18 => Fault::LostSync(host, 1 + random.below(20), seconds(random, 0, 8)),
             17 => Fault::Full(host, 30 + random.below(71), seconds(random, 1, 15)),
             15 if random.chance(20) => Fault::CrashAll(seconds(random, 0, 3)),
             _ => Fault::Freeze(host, seconds(random, 4, 12)),
@@ -221,6 +225,10 @@ impl Sim {
             Fault::Wipe(id, span) => self.wipe(id, span),
             Fault::Leave(id, span) => self.leave(id, span),
             Fault::Decay(id, count) => self.decay(id, count),
+            Fault::LostSync(id, count, span) => {
+                self.crash_for(id, span);
+                self.lose_syncs(id, count);
+            }
             Fault::Full(id, percent, span) => self.fill_disk(id, percent, span),
             Fault::CrashAll(span) => (0..self.nodes).for_each(|id| self.crash_for(id, span)),
         }

@@ -100,7 +100,15 @@ impl Consensus {
     /// Whether this server asks to be elected when it hears no leader. Where a crash-stop cluster
     /// needs all votes, the one with the longest log must, voter or not.
     pub(super) fn may_stand(&self) -> bool {
-        self.is_voter() || self.config.crash_stop || self.may_force()
+        self.is_voter() || self.may_be_needed() || self.config.crash_stop || self.may_force()
+    }
+
+    /// Whether the change that took this server out of the voters may be in no other log: then
+    /// nobody else can be elected while this log is longer (thesis, section 4.2.2).
+    pub(super) fn may_be_needed(&self) -> bool {
+        let at = self.log.voters_index();
+        let before = Index(at.0.saturating_sub(1));
+        at > self.commit && self.log.voters_at(before).contains(&self.me)
     }
 
     /// With whom a leader begins that was elected without the voters: all that elected it, so that

@@ -21,7 +21,8 @@ impl Consensus {
         self.role = Role::Leader;
         self.leader = Some(self.me.clone());
         self.leader_lost = None;
-        let forced = !self.has_enough() || !self.is_voter();
+        let regular = self.is_voter() || self.may_be_needed() && !self.config.crash_stop;
+        let forced = !self.has_enough() || !regular;
         let founding = self.founding.take();
         self.complete = true;
         self.ballots.clear();

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::harness::{Cluster, ms, server};
+use super::harness::{Cluster, Weather, ms, server};
 use super::quorum::{copies, majority, reached_by};
 use super::{
     Candidacy, Config, ConfigError, Consensus, Content, Entry, HardState, Message, Output, Payload,
@@ -466,6 +466,30 @@ fn a_leader_that_removes_itself_stops_when_that_is_committed() {
     cluster.run(ms(5000));
     assert_eq!(cluster.core(new).term(), term, "a removed voter campaigned");
     cluster.heal_and_check();
+}
+
+#[test]
+fn a_voter_that_is_taken_out_is_elected_while_it_may_be_needed() {
+    let mut survived = 0;
+    for seed in 0..20 {
+        let mut cluster = Cluster::grown(2, 2, seed);
+        let old = cluster.leader().unwrap();
+        cluster.weather.disk = (ms(300), ms(301));
+        assert!(cluster.change_voters(old, vec![server(old)]));
+        cluster.run(ms(50));
+        assert_eq!(cluster.core(1 - old).voters(), [server(old)]);
+        cluster.crash(old);
+        cluster.weather = Weather::fair();
+        cluster.start(old);
+        survived += usize::from(cluster.core(old).voters().len() == 1);
+        cluster.run(ms(5000));
+        assert!(cluster.leader().is_some(), "seed {seed}: nobody leads");
+        cluster.heal_and_check();
+    }
+    assert!(
+        survived < 20,
+        "the change was on the leader's disk each time"
+    );
 }
 
 #[test]

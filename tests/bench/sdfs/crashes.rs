@@ -62,7 +62,7 @@ pub fn measure(dir: &Path) {
     check(&cluster, &kept);
     println!(
         "{rounds} rounds of SIGKILL amid {PUTS} puts: {answered} answered files there and right; of \
-         {unanswered} unanswered ones {there} are there, whole; no orphan is left"
+         {unanswered} unanswered ones {there} are there, whole; no orphan after a death of all"
     );
 }
 

@@ -312,8 +312,8 @@ impl Node {
         }
     }
 
-    /// A member asks whether copies may go that the catalog names without it.
-    pub(super) fn handle_surplus(&mut self, from: Server, ask: u64, blobs: &[BlobId]) {
+    /// A member asks whether copies may go that the catalog does not name as its.
+    pub(super) fn handle_unnamed(&mut self, from: Server, ask: u64, blobs: &[BlobId]) {
         let Some(leading) = &self.leading else {
             return;
         };
@@ -322,11 +322,31 @@ impl Node {
             return;
         }
         let (repair, term) = (&leading.repair, leading.term);
-        let blobs = repair.releases(&from, blobs, &self.state.catalog, &self.view);
-        if !blobs.is_empty() {
+        let mut released = repair.releases(&from, blobs, &self.state.catalog, &self.view);
+        released.extend(blobs.iter().filter(|blob| self.never_names(leading, blob)));
+        if !released.is_empty() {
+            let blobs = released;
             let release = StoreMessage::Release { term, ask, blobs };
             self.send(from, PeerMessage::Store(release));
         }
+    }
+
+    /// Whether no file will ever be `blob`. Ids are given out once; what former reigns gave out
+    /// is named in what they left in the log, or never.
+    fn never_names(&self, leading: &Leading, blob: &BlobId) -> bool {
+        // A catalog that names nothing may be about to be rebuilt, and one that was founded in
+        // this reign is, from copies that it does not know.
+        let is_rebuilt = self.state.founded == leading.term || !self.state.catalog.has_files();
+        let coming = leading.uploads.has(blob) || leading.results.has(blob);
+        let named = self.state.catalog.record(blob).is_some();
+        !is_rebuilt && !coming && !named && blob.term <= leading.term
+    }
+
+    /// Whether a copy of `blob` that the catalog does not know is to be kept, as far as this node
+    /// knows, which leads. For tests and the simulator.
+    pub fn may_name(&self, blob: &BlobId) -> bool {
+        let leading = self.leading.as_ref();
+        leading.is_none_or(|leading| !self.never_names(leading, blob))
     }
 
     pub(super) fn propose(&mut self, request: Option<RequestId>, change: Change) {

@@ -330,7 +330,7 @@ impl Node {
             self.report_at = now + REPORT_PERIOD;
             let missing = self.replica.missing();
             self.report(Vec::new(), missing);
-            self.ask_of_surplus();
+            self.ask_of_unnamed();
         }
         if let Some(model) = self.loader.next(now, &self.state) {
             for (name, digest) in self.loader.drop_unwanted(&self.state) {
@@ -426,7 +426,7 @@ impl Node {
             StoreMessage::Pull { .. }
             | StoreMessage::Drop { .. }
             | StoreMessage::Release { .. } => {}
-            StoreMessage::Surplus { ask, blobs } => self.handle_surplus(from, ask, &blobs),
+            StoreMessage::Unnamed { ask, blobs } => self.handle_unnamed(from, ask, &blobs),
             StoreMessage::Stored(blobs) => self.handle_stored_report(from, blobs),
             StoreMessage::Leaving => {
                 if let Some(leading) = &mut self.leading {
@@ -618,15 +618,15 @@ impl Node {
 
     /// Whether the leader ought to hear of copies that should be here, or should not.
     fn has_report(&self) -> bool {
-        self.replica.lost() > 0 || self.replica.has_surplus()
+        self.replica.lost() > 0 || self.replica.has_unnamed()
     }
 
-    fn ask_of_surplus(&mut self) {
+    fn ask_of_unnamed(&mut self) {
         self.ask = self.ask.wrapping_add(1);
-        let blobs = self.replica.ask_of_surplus(self.ask);
+        let blobs = self.replica.ask_of_unnamed(self.ask);
         if !blobs.is_empty() {
             let ask = self.ask;
-            self.tell_leader(PeerMessage::Store(StoreMessage::Surplus { ask, blobs }));
+            self.tell_leader(PeerMessage::Store(StoreMessage::Unnamed { ask, blobs }));
         }
     }
 

@@ -51,6 +51,11 @@ impl Results {
         self.jobs.values().filter_map(order).min()
     }
 
+    /// Whether this is a file that is being made.
+    pub fn has(&self, blob: &BlobId) -> bool {
+        self.jobs.values().any(|(of, _)| of == blob)
+    }
+
     /// Notes copies of result files; gives back the blobs that are none.
     pub fn handle_stored(&mut self, from: &Server, mut blobs: Vec<BlobId>) -> Vec<BlobId> {
         for (blob, stage) in self.jobs.values_mut() {

@@ -10,6 +10,7 @@
 mod form;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Bound::{Excluded, Included, Unbounded};
 
 use super::names::{Pattern, compare_natural};
 use crate::planted::{self, Bug};
@@ -187,21 +188,34 @@ impl Catalog {
     /// The newest version of each file that the data set `pattern` means, in natural
     /// order. Result files of jobs and deleted files never match.
     pub fn matching(&self, pattern: &str) -> Vec<&VersionRecord> {
-        let pattern = Pattern::new(pattern);
-        // Names are sorted, so those with the stem stand together.
-        let start = FileName::new(pattern.stem()).ok();
-        let from = match &start {
-            Some(name) => self.files.range(name..),
-            None if pattern.stem().is_empty() => self.files.range::<FileName, _>(..),
-            None => return Vec::new(),
-        };
-        let mut found: Vec<&VersionRecord> = from
-            .take_while(|(name, _)| name.as_str().starts_with(pattern.stem()))
-            .filter(|(name, _)| pattern.matches(name.as_str()) && !name.is_reserved())
-            .filter_map(|(_, file)| self.record(file.versions.last()?))
-            .collect();
+        let mut found: Vec<&VersionRecord> = self.matching_after(pattern, None).collect();
         found.sort_by(|a, b| compare_natural(a.name.as_str(), b.name.as_str()));
         found
+    }
+
+    /// The same in the order of the names' bytes, from the first one after `after` on.
+    pub fn matching_after<'a>(
+        &'a self,
+        pattern: &str,
+        after: Option<&FileName>,
+    ) -> impl Iterator<Item = &'a VersionRecord> {
+        let pattern = Pattern::new(pattern);
+        // Names are sorted, so those with the stem stand together.
+        let start = match FileName::new(pattern.stem()) {
+            Ok(stem) => Some(Included(stem)),
+            // An empty stem means every name, one that is no name none.
+            Err(_) => pattern.stem().is_empty().then_some(Unbounded),
+        };
+        let start = match after {
+            Some(name) if name.as_str() >= pattern.stem() => Some(Excluded(name.clone())),
+            _ => start,
+        };
+        let from = start.map(|start| self.files.range((start, Unbounded)));
+        from.into_iter()
+            .flatten()
+            .take_while(move |(name, _)| name.as_str().starts_with(pattern.stem()))
+            .filter(move |(name, _)| pattern.matches(name.as_str()) && !name.is_reserved())
+            .filter_map(|(_, file)| self.record(file.versions.last()?))
     }
 
     /// Keeps these blobs known, though their files be deleted, until as many
@@ -260,6 +274,12 @@ impl Catalog {
     pub fn file_count(&self) -> usize {
         let live = |file: &&FileRecord| !file.versions.is_empty();
         self.files.values().filter(live).count()
+    }
+
+    /// Whether any file has a version.
+    pub fn has_files(&self) -> bool {
+        let mut files = self.files.values();
+        files.any(|file| !file.versions.is_empty())
     }
 
     /// Grows with each touched blob: put, deleted, forgotten or with other replicas.

@@ -32,7 +32,7 @@ use crate::wire::store::Located;
 
 /// Most ordered copies in flight; orders beyond it are refused and come again.
 pub const FETCHES_MAX: usize = 128;
-/// Most blobs in one report of missing copies, and in one question about surplus ones.
+/// Most blobs in one report of missing copies, and in one question about unnamed ones.
 pub const MISSING_MAX: usize = 100;
 
 /// How a copy came to be on this disk, as far as that decides when it may go.
@@ -98,9 +98,7 @@ pub struct Replica {
     held: BTreeMap<BlobId, Held>,
     /// Held and not named with this server: what a higher term may sweep.
     unnamed: BTreeSet<BlobId>,
-    /// Those of them that the catalog names without this server.
-    surplus: BTreeSet<BlobId>,
-    /// The last question about surplus copies, without those that were ordered since.
+    /// The last question about them, without those that were ordered since.
     asked: (u64, BTreeSet<BlobId>),
     in_flight: BTreeMap<BlobId, Fetch>,
     /// Named with this server and not on its disk.
@@ -133,7 +131,6 @@ impl Replica {
             applied: Term(0),
             unnamed: held.iter().copied().collect(),
             held: held.into_iter().map(found).collect(),
-            surplus: BTreeSet::new(),
             asked: (0, BTreeSet::new()),
             in_flight: BTreeMap::new(),
             lost: BTreeSet::new(),
@@ -220,7 +217,6 @@ impl Replica {
                 held.known = false;
             }
         }
-        self.surplus.clear();
         self.asked.1.clear();
         // Which of them the catalog knows is seen when the next entry is applied.
         self.fresh.extend(&self.unnamed);
@@ -358,21 +354,22 @@ impl Replica {
         missing
     }
 
-    /// Whether this disk has copies that the catalog names without this server.
-    pub fn has_surplus(&self) -> bool {
-        !self.surplus.is_empty()
+    /// Whether this disk has copies that the catalog does not name with this server: surplus ones,
+    /// those of uploads that go on, and those of uploads that were given up.
+    pub fn has_unnamed(&self) -> bool {
+        !self.unnamed.is_empty()
     }
 
     /// Up to [`MISSING_MAX`] of those copies, to ask the leader about as question number `ask`,
     /// a number that was not used before; the next call goes on after them.
     #[must_use]
-    pub fn ask_of_surplus(&mut self, ask: u64) -> Vec<BlobId> {
+    pub fn ask_of_unnamed(&mut self, ask: u64) -> Vec<BlobId> {
         let last = self.asked.1.last().copied();
-        let behind = last.map(|last| self.surplus.range((Excluded(last), Unbounded)));
+        let behind = last.map(|last| self.unnamed.range((Excluded(last), Unbounded)));
         let behind = behind.into_iter().flatten();
         let blobs: Vec<BlobId> = behind.copied().take(MISSING_MAX).collect();
         let blobs = match blobs.is_empty() {
-            true => self.surplus.iter().copied().take(MISSING_MAX).collect(),
+            true => self.unnamed.iter().copied().take(MISSING_MAX).collect(),
             false => blobs,
         };
         self.asked = (ask, blobs.iter().copied().collect());
@@ -387,7 +384,7 @@ impl Replica {
             return Vec::new();
         }
         self.term = term;
-        let goes = |blob: &BlobId| self.asked.1.contains(blob) && self.surplus.contains(blob);
+        let goes = |blob: &BlobId| self.asked.1.contains(blob) && self.unnamed.contains(blob);
         let orphans: Vec<BlobId> = blobs.iter().copied().filter(goes).collect();
         orphans.iter().for_each(|blob| self.forget(blob));
         orphans
@@ -401,11 +398,8 @@ impl Replica {
         }
         for (blob, held) in &self.held {
             assert_eq!(!held.mine, self.unnamed.contains(blob), "{blob} {held:?}");
-            let surplus = !held.mine && held.known;
-            assert_eq!(surplus, self.surplus.contains(blob), "{blob} {held:?}");
         }
         assert!(self.unnamed.iter().all(|blob| self.holds(blob)));
-        assert!(self.surplus.is_subset(&self.unnamed));
     }
 
     fn insert(&mut self, blob: BlobId, held: Held) {
@@ -428,17 +422,13 @@ impl Replica {
     fn forget(&mut self, blob: &BlobId) {
         self.held.remove(blob);
         self.unnamed.remove(blob);
-        self.surplus.remove(blob);
     }
 
     fn index(&mut self, blob: BlobId) {
-        let unnamed = self.held.get(&blob).filter(|held| !held.mine);
-        let mark = |set: &mut BTreeSet<BlobId>, is_in: bool| match is_in {
-            true => set.insert(blob),
-            false => set.remove(&blob),
+        match self.held.get(&blob).is_some_and(|held| !held.mine) {
+            true => self.unnamed.insert(blob),
+            false => self.unnamed.remove(&blob),
         };
-        mark(&mut self.unnamed, unnamed.is_some());
-        mark(&mut self.surplus, unnamed.is_some_and(|held| held.known));
     }
 
     /// Takes in what the catalog says of `blob` now; whether its copy is an orphan, and

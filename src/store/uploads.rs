@@ -75,6 +75,11 @@ impl Uploads {
         self.pending.len()
     }
 
+    /// Whether this upload has begun and is not finished.
+    pub fn has(&self, blob: &BlobId) -> bool {
+        self.pending.contains_key(blob)
+    }
+
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.pending.is_empty()

@@ -99,8 +99,8 @@ pub enum StoreMessage {
     /// Member to leader: I leave as soon as others have enough copies of what I hold. Repeated
     /// until then.
     Leaving,
-    /// Member to leader: I have these, and the catalog has them without me. May they go?
-    Surplus {
+    /// Member to leader: I have these, and the catalog does not name them as mine. May they go?
+    Unnamed {
         /// Names this question.
         ask: u64,
         /// The blobs.

@@ -66,7 +66,7 @@ impl Sim {
         };
         self.unreplicated(leader)
             .or_else(|| self.too_few_copies(leader))
-            .or_else(|| self.surplus_copies())
+            .or_else(|| self.surplus_copies(leader))
             .or_else(|| {
                 let jobs = &self.hosts[leader].process()?.node.state().jobs;
                 let open = jobs
@@ -96,12 +96,14 @@ impl Sim {
         None
     }
 
-    fn surplus_copies(&self) -> Option<(&'static str, String)> {
+    fn surplus_copies(&self, leader: HostId) -> Option<(&'static str, String)> {
+        let leading = &self.hosts[leader].process()?.node;
         for id in 0..self.nodes {
             let process = self.hosts[id].process()?;
             let catalog = &process.node.state().catalog;
             let surplus = |blob: &BlobId| {
-                catalog.record(blob).is_some() && !catalog.names(blob, &process.server)
+                let known = catalog.record(blob).is_some();
+                !catalog.names(blob, &process.server) && (known || !leading.may_name(blob))
             };
             if let Some(blob) = self.hosts[id].disk.held().into_iter().find(surplus) {
                 return Some((

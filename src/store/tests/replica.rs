@@ -179,10 +179,13 @@ fn a_copy_that_came_back_goes_when_the_leader_says_so() {
     let mut node = Node::new(&[id, other], 2);
     node.apply(2, &put("a", id, &[ME, 2, 3]));
     assert_eq!(node.apply(2, &change(id, &[4], &[ME])), []);
-    assert_eq!(node.replica.ask_of_surplus(7), [id], "not what is unknown");
+    assert_eq!(node.replica.ask_of_unnamed(7), [id, other]);
     assert_eq!(node.replica.handle_release(Term(2), 6, &[id]), []);
-    assert_eq!(node.replica.handle_release(Term(2), 7, &[id, other]), [id]);
-    assert!(!node.replica.has_surplus() && node.replica.holds(&other));
+    assert_eq!(node.replica.handle_release(Term(2), 7, &[id]), [id]);
+    assert_eq!(node.replica.ask_of_unnamed(8), [other]);
+    node.apply(2, &put("b", other, &[ME]));
+    assert_eq!(node.replica.handle_release(Term(2), 8, &[other]), []);
+    assert!(!node.replica.has_unnamed() && node.replica.holds(&other));
     node.replica.check_invariants();
 }
 
@@ -192,24 +195,24 @@ fn an_order_outweighs_a_release_that_comes_late() {
     let mut node = Node::new(&[id], 2);
     node.apply(2, &put("a", id, &[ME, 2]));
     node.apply(2, &change(id, &[3], &[ME]));
-    assert_eq!(node.replica.ask_of_surplus(7), [id]);
+    assert_eq!(node.replica.ask_of_unnamed(7), [id]);
     let answer = node.replica.handle_pull(Term(2), vec![located(id)]);
     assert_eq!(answer.stored, [id]);
     assert_eq!(node.replica.handle_release(Term(2), 7, &[id]), []);
     assert_eq!(node.apply(2, &change(id, &[ME], &[])), []);
-    assert!(node.replica.holds(&id) && !node.replica.has_surplus());
+    assert!(node.replica.holds(&id) && !node.replica.has_unnamed());
 }
 
 #[test]
-fn all_surplus_copies_are_asked_about_in_turn() {
+fn all_unnamed_copies_are_asked_about_in_turn() {
     let held: Vec<BlobId> = (0..MISSING_MAX as u64 + 1).map(|i| blob(2, i)).collect();
     let mut node = Node::new(&held, 2);
     for id in &held {
         node.apply(2, &put(&id.to_string(), *id, &[2, 3]));
     }
-    assert_eq!(node.replica.ask_of_surplus(1), held[..MISSING_MAX]);
-    assert_eq!(node.replica.ask_of_surplus(2), held[MISSING_MAX..]);
-    assert_eq!(node.replica.ask_of_surplus(3), held[..MISSING_MAX]);
+    assert_eq!(node.replica.ask_of_unnamed(1), held[..MISSING_MAX]);
+    assert_eq!(node.replica.ask_of_unnamed(2), held[MISSING_MAX..]);
+    assert_eq!(node.replica.ask_of_unnamed(3), held[..MISSING_MAX]);
 }
 
 #[test]

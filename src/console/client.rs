@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use crate::store::upload::ATTEMPTS_MAX;
 use crate::types::RequestId;
 use crate::wire::client::{Refusal, Reply, Request};
-use crate::wire::peer::{Hello, Purpose};
-use crate::wire::{PROTOCOL_VERSION, WireError, read_message, write_message};
+use crate::wire::peer::Purpose;
+use crate::wire::{WireError, dial, read_message, write_message};
 
 /// How long a node may take to accept a connection.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -63,20 +63,6 @@ pub enum ClientError {
     /// Anything that has its own words.
     #[error("{0}")]
     Other(String),
-}
-
-/// Opens a connection to `addr` for `purpose`.
-pub fn dial(addr: SocketAddr, purpose: Purpose) -> Result<TcpStream, WireError> {
-    let mut stream = TcpStream::connect_timeout(&addr, CONNECT_TIMEOUT)?;
-    stream.set_nodelay(true)?;
-    write_message(
-        &mut stream,
-        &Hello {
-            version: PROTOCOL_VERSION,
-            purpose,
-        },
-    )?;
-    Ok(stream)
 }
 
 /// Waits until a reply begins. A person is told of a long wait, and what it may be for.
@@ -152,13 +138,8 @@ impl Client {
 
     fn connect(&mut self) -> Result<&mut TcpStream, ClientError> {
         if self.stream.is_none() {
-            let open = || -> Result<TcpStream, WireError> {
-                let stream = dial(self.addr, Purpose::Client)?;
-                stream.set_read_timeout(Some(REPLY_TIMEOUT))?;
-                stream.set_write_timeout(Some(REPLY_TIMEOUT))?;
-                Ok(stream)
-            };
-            let stream = open().map_err(|error| ClientError::NoNode {
+            let stream = dial(self.addr, Purpose::Client, CONNECT_TIMEOUT, REPLY_TIMEOUT);
+            let stream = stream.map_err(|error| ClientError::NoNode {
                 addr: self.addr,
                 why: error.to_string(),
             })?;

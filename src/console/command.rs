@@ -77,6 +77,13 @@ pub enum Command {
         /// How many files to store.
         count: u64,
     },
+    /// `download_data DATASET DIR`
+    DownloadData {
+        /// Data set pattern.
+        dataset: String,
+        /// Folder on the client's machine.
+        folder: String,
+    },
     /// `tail JOB N`
     Tail {
         /// The job.
@@ -200,6 +207,11 @@ pub const COMMANDS: &[(&str, &str, &str)] = &[
         "upload the local files that match lenet*.png for lenet.png",
     ),
     (
+        "download_data",
+        "download_data DATASET DIR",
+        "download the newest version of every file of a data set to a folder",
+    ),
+    (
         "tail",
         "tail JOB N",
         "the last N result rows of a job so far",
@@ -297,6 +309,10 @@ pub fn parse(words: &[String]) -> Result<Option<Command>, UsageError> {
         ("upload_data", [dataset, count]) => Command::UploadData {
             dataset: (*dataset).into(),
             count: number("upload_data", "COUNT", count)?,
+        },
+        ("download_data", [dataset, folder]) => Command::DownloadData {
+            dataset: (*dataset).into(),
+            folder: (*folder).into(),
         },
         ("tail", [job, rows]) => Command::Tail {
             job: job_id(job)?,

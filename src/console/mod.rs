@@ -6,10 +6,12 @@
 //! decides; the console is a client over TCP even of its own node, so that there is
 //! one way in.
 
+mod bulk;
 pub mod client;
 pub mod command;
 pub mod dataset;
 mod fsck;
+mod place;
 mod progress;
 mod rebuild;
 pub mod run;

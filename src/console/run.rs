@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::client::{Client, ClientError};
 use super::command::{self, Command, Keep};
 use super::{Answer, Ask};
-use super::{dataset, fsck, progress, rebuild, tables, training, transfer};
+use super::{bulk, dataset, fsck, place, progress, rebuild, tables, training, transfer};
 use crate::store::download::Downloaded;
 use crate::types::{FileName, JobId, MemberState};
 use crate::wire::client::{MemberInfo, Receipt, Refusal, Reply, Request, Role, Row};
@@ -74,6 +74,13 @@ pub fn run(client: &mut Client, command: &Command, ask: Ask) -> Result<Answer, C
             answer(
                 text,
                 json!({ "dataset": dataset::pattern(dataset).1, "uploaded": uploaded }),
+            )
+        }
+        Command::DownloadData { dataset, folder } => {
+            let downloaded = bulk::download(client, dataset, folder)?;
+            answer(
+                format!("dataset downloaded successfully\n{downloaded} files in {folder}"),
+                json!({ "dataset": dataset, "downloaded": downloaded, "folder": folder }),
             )
         }
         Command::Tail { job, rows } => tail(client, *job, *rows),
@@ -233,7 +240,7 @@ fn get_rows(
         }
     }
     let digest = crate::types::Digest::of(text.as_bytes());
-    transfer::write_whole(local, text.as_bytes())?;
+    place::write_whole(local, text.as_bytes())?;
     let json = json!({
         "file": name.as_str(), "version": null, "bytes": text.len(), "digest": digest.to_string(),
     });

@@ -5,19 +5,19 @@
 //! `store::download`), and what a node does with the bytes (`threads::files`).
 
 use std::fs::File;
-use std::io::{BufReader, Read, Write};
+use std::io::{BufReader, Read};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, bounded};
 use indicatif::ProgressBar;
 
-use super::client::{Client, ClientError, dial};
+use super::client::{CONNECT_TIMEOUT, Client, ClientError};
+use super::place::Place;
 use super::progress;
 use crate::store::download::{Download, DownloadOutput, Downloaded};
 use crate::store::upload::{TransferId, Upload, UploadFile, UploadOutput};
@@ -26,7 +26,7 @@ use crate::wire::client::{Receipt, Refusal, Reply, Request};
 use crate::wire::peer::{BlobHeader, BlobReply, BlobRequest, Purpose};
 use crate::wire::store::{Located, Target};
 use crate::wire::{
-    CHUNK_MAX, Frame, WireError, read_frame, read_message, write_chunk, write_message,
+    CHUNK_MAX, Frame, WireError, dial, read_frame, read_message, write_chunk, write_message,
 };
 
 /// A transfer that moves no byte for this long has failed.
@@ -357,10 +357,7 @@ fn send(
 }
 
 fn open_blobs(addr: SocketAddr) -> Result<TcpStream, WireError> {
-    let stream = dial(addr, Purpose::Blobs)?;
-    stream.set_write_timeout(Some(STALL))?;
-    stream.set_read_timeout(Some(STALL))?;
-    Ok(stream)
+    dial(addr, Purpose::Blobs, CONNECT_TIMEOUT, STALL)
 }
 
 /// Downloads the `newest` versions of `name`, each to the file that `path` says. Each
@@ -558,63 +555,4 @@ fn read_from(
         }
     }
     Ok(())
-}
-
-/// Writes `bytes` to the file `local`, which appears whole or not at all.
-pub fn write_whole(local: &str, bytes: &[u8]) -> Result<(), ClientError> {
-    let place = Place::new(local)?;
-    let mut file = place.create()?;
-    file.write_all(bytes).map_err(|error| place.error(error))?;
-    place.keep(file)
-}
-
-/// A local file that is being made beside its final place.
-struct Place {
-    path: PathBuf,
-    temporary: PathBuf,
-}
-
-impl Place {
-    fn new(local: &str) -> Result<Place, ClientError> {
-        let path = PathBuf::from(local);
-        let error = |why: &str| ClientError::Local {
-            path: local.into(),
-            why: why.into(),
-        };
-        if path.is_dir() {
-            return Err(error("is a folder: name a file in it"));
-        }
-        if path.file_name().is_none() {
-            return Err(error("is no file name"));
-        }
-        // A short name of its own: the wanted one may be as long as names can be.
-        static PLACES: AtomicU64 = AtomicU64::new(0);
-        let number = PLACES.fetch_add(1, Ordering::Relaxed);
-        let temporary = path.with_file_name(format!(".dlc.{}.{number}.part", std::process::id()));
-        Ok(Place { path, temporary })
-    }
-
-    fn error(&self, error: std::io::Error) -> ClientError {
-        ClientError::Local {
-            path: self.path.display().to_string(),
-            why: error.to_string(),
-        }
-    }
-
-    fn create(&self) -> Result<File, ClientError> {
-        File::create(&self.temporary).map_err(|error| self.error(error))
-    }
-
-    /// Whole, so put in place. Not synced: SDFS still has the bytes.
-    fn keep(&self, file: File) -> Result<(), ClientError> {
-        drop(file);
-        std::fs::rename(&self.temporary, &self.path).map_err(|error| self.error(error))
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        // Gone already where the file was kept.
-        let _ = std::fs::remove_file(&self.temporary);
-    }
 }

@@ -10,8 +10,8 @@ use crate::consensus;
 use crate::schedule::jobs::Job;
 use crate::types::{BlobId, FileName, JobId, NodeId};
 use crate::wire::client::{
-    Holding, JobInfo, LogState, MemberInfo, ModelState, ROWS_MAX, Receipt, Refusal, Reply, Request,
-    Role, Row, SURVEY_FOLDERS, UNDER_MAX, Under, UnderFile,
+    Holding, JobInfo, LOCATED_MAX, LogState, MemberInfo, ModelState, ROWS_MAX, Receipt, Refusal,
+    Reply, Request, Role, Row, SURVEY_FOLDERS, UNDER_MAX, Under, UnderFile,
 };
 use crate::wire::peer::{Change, Command};
 use crate::wire::store::CatalogCommand;
@@ -124,7 +124,7 @@ impl Node {
     /// coordinator of a catalog that has no file.
     fn found_anew(&mut self, token: RequestToken) {
         let founded = Change::Catalog(CatalogCommand::Founded);
-        if self.leading.is_some() && self.state.catalog.file_count() == 0 {
+        if self.leading.is_some() && !self.state.catalog.has_files() {
             self.propose(None, founded);
         } else if self.consensus.quorum_reachable(self.now) {
             return self.reply(token, Reply::Refused(Refusal::HasQuorum));
@@ -246,10 +246,21 @@ impl Node {
         Reply::Located(located)
     }
 
+    fn locate_data(&self, dataset: &str, after: Option<&FileName>) -> Reply {
+        let found = self.state.catalog.matching_after(dataset, after);
+        let found = found.take(LOCATED_MAX).map(|record| self.located(record));
+        let located: Vec<_> = found.collect();
+        match located.is_empty() && after.is_none() {
+            true => Reply::Refused(Refusal::EmptyDataset(dataset.into())),
+            false => Reply::Located(located),
+        }
+    }
+
     /// The coordinator's answer to a read.
     pub(super) fn read(&self, request: &Request) -> Reply {
         match request {
             Request::Locate { name, newest } => self.locate(name, *newest),
+            Request::LocateData { dataset, after } => self.locate_data(dataset, after.as_ref()),
             Request::Replicas(name) => match self.state.catalog.newest(name) {
                 Some(record) => Reply::Replicas(record.version, self.process_ids(&record.blob)),
                 None => Reply::Refused(Refusal::NotFound(name.clone())),

@@ -9,12 +9,11 @@ use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 
-use super::net;
 use super::ping::{Command, Exchange, Handle};
 use crate::membership::ExchangeError;
 use crate::wire::datagram::{MembershipReply, MembershipRequest};
 use crate::wire::peer::Purpose;
-use crate::wire::{WireError, read_message, write_message};
+use crate::wire::{WireError, dial, read_message, write_message};
 
 /// Threads; as many hosts may be unreachable at once without holding up the others.
 pub(super) const DIALLERS: usize = 4;
@@ -42,7 +41,7 @@ fn exchange(to: SocketAddr, request: &MembershipRequest) -> Result<MembershipRep
             MembershipRequest::Join(_) => ANSWER_JOIN,
             MembershipRequest::Sync { .. } | MembershipRequest::Probe { .. } => ANSWER,
         };
-        let mut stream = net::dial(to, Purpose::Membership, CONNECT, patience)?;
+        let mut stream = dial(to, Purpose::Membership, CONNECT, patience)?;
         write_message(&mut stream, request)?;
         read_message(&mut stream)
     };

@@ -11,11 +11,11 @@ use crossbeam_channel::{Receiver, Sender};
 
 use super::Shared;
 use super::busy::Throttle;
-use super::pull::{BLOBS_IN_REQUEST, PullError, Source, Want, by_source};
 use crate::disk::{BlobBatch, BlobWriter, Blobs, DiskError};
 use crate::node::io::Input;
 use crate::types::FileName;
 use crate::wire::CHUNK_MAX;
+use crate::wire::pull::{BLOBS_IN_REQUEST, PullError, Source, Want, by_source};
 use crate::wire::store::Located;
 
 /// Threads.
@@ -56,18 +56,12 @@ fn copy(
     shared: &Shared,
     throttle: &mut Throttle<'_>,
 ) -> Vec<bool> {
-    let want = |located: &Located| Want {
-        blob: located.blob,
-        bytes: located.bytes,
-        digest: located.digest,
-        sources: located.sources.clone(),
-    };
-    let wants: Vec<Want> = order.iter().map(want).collect();
+    let wants: Vec<Want> = order.iter().map(Want::from).collect();
     let names: Vec<&FileName> = order.iter().map(|located| &located.name).collect();
     let mut stored = vec![false; wants.len()];
     for attempt in 0..ATTEMPTS {
         let open = (0..wants.len()).filter(|number| !stored[*number]);
-        let groups = by_source(&wants, open, attempt, &shared.me);
+        let groups = by_source(&wants, open, attempt, Some(&shared.me));
         for (addr, group) in groups {
             for part in group.chunks(BLOBS_IN_REQUEST) {
                 if shared.crew.is_stopping() {

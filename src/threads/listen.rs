@@ -16,10 +16,9 @@ use parking_lot::Mutex;
 
 use super::Shared;
 use super::counters::count;
-use super::net;
 use crate::types::Time;
 use crate::wire::peer::{Hello, Purpose};
-use crate::wire::{PROTOCOL_VERSION, WireError, read_message};
+use crate::wire::{PROTOCOL_VERSION, WireError, prepare, read_message};
 
 /// Connections at once; a further one is closed at once, unread.
 pub(super) const CONNECTIONS_MAX: usize = 256;
@@ -201,7 +200,7 @@ fn serve(
     place: usize,
     service: &impl Service,
 ) -> Result<(), WireError> {
-    net::prepare(stream)?;
+    prepare(stream)?;
     stream.set_read_timeout(Some(HELLO))?;
     stream.set_write_timeout(Some(FRAME))?;
     let mut connection = Connection::new(stream, from, place);

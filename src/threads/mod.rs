@@ -60,7 +60,6 @@ mod net;
 mod peers;
 mod ping;
 mod prepare;
-mod pull;
 mod wake;
 
 use std::collections::{BTreeMap, VecDeque};

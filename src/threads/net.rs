@@ -1,16 +1,12 @@
-//! Sockets: how they are bound and dialled.
+//! Sockets: how they are bound.
 //!
 //! Decides: socket options, and that TCP and UDP share one port number. Leaves to
-//! others: everything that is said.
+//! others: connections (`wire::dial`), and everything that is said.
 
-use std::io::{self, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::time::Duration;
+use std::io;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 
-use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
-
-use crate::wire::peer::{Hello, Purpose};
-use crate::wire::{PROTOCOL_VERSION, WireError, write_message};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 1024;
@@ -18,8 +14,6 @@ const BACKLOG: i32 = 1024;
 const PORT_TRIES: u32 = 64;
 /// Bytes of datagrams that wait while a process is paused.
 const DATAGRAM_BUFFER: usize = 1 << 20;
-/// A host that has gone is noticed after this idle time and three probes.
-const KEEPALIVE: Duration = Duration::from_secs(10);
 
 /// The sockets of a process, bound and not yet used.
 #[derive(Debug)]
@@ -123,34 +117,4 @@ pub fn reachable(bound: SocketAddr, other: Option<SocketAddr>) -> SocketAddr {
         socket.local_addr()
     };
     SocketAddr::new(probe().map_or(bound.ip(), |addr| addr.ip()), bound.port())
-}
-
-/// Connects to `addr` and says what for. Reads and writes time out after `patience`.
-pub fn dial(
-    addr: SocketAddr,
-    purpose: Purpose,
-    connect: Duration,
-    patience: Duration,
-) -> Result<TcpStream, WireError> {
-    let mut stream = TcpStream::connect_timeout(&addr, connect)?;
-    prepare(&stream)?;
-    stream.set_read_timeout(Some(patience))?;
-    stream.set_write_timeout(Some(patience))?;
-    let hello = Hello {
-        version: PROTOCOL_VERSION,
-        purpose,
-    };
-    write_message(&mut stream, &hello)?;
-    stream.flush()?;
-    Ok(stream)
-}
-
-/// Options of every connection.
-pub fn prepare(stream: &TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    let keepalive = TcpKeepalive::new()
-        .with_time(KEEPALIVE)
-        .with_interval(Duration::from_secs(3))
-        .with_retries(3);
-    socket2::SockRef::from(stream).set_tcp_keepalive(&keepalive)
 }

@@ -14,12 +14,11 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 
 use super::Shared;
 use super::counters::{add, count};
-use super::net;
 use super::ping::{Command, Handle};
 use super::wake::Waker;
 use crate::types::{ClusterId, Server};
 use crate::wire::peer::{PeerMessage, Purpose};
-use crate::wire::{WireError, write_message};
+use crate::wire::{WireError, dial, write_message};
 
 /// Messages that wait for one connection; further ones are lost.
 pub(super) const MESSAGES_MAX: usize = 256;
@@ -152,7 +151,7 @@ impl Link {
             from: self.shared.me.clone(),
             to: self.to.clone(),
         };
-        net::dial(self.addr, purpose, CONNECT, STALL)
+        dial(self.addr, purpose, CONNECT, STALL)
     }
 
     /// Sends what comes until the connection ends.

@@ -13,14 +13,13 @@ use super::Shared;
 use super::copies::Copies;
 use super::crew::Crew;
 use super::infer::Work;
-use super::pull::{BLOBS_IN_REQUEST, PullError, Source, Want, by_source};
 use crate::disk::DiskError;
 use crate::models::manifest::Manifest;
 use crate::models::prepare::prepare_into;
 use crate::node::io::{Input, LoadFailure};
 use crate::types::Digest;
+use crate::wire::pull::{BLOBS_IN_REQUEST, PullError, Source, Want, by_source};
 use crate::wire::schedule::{Assignment, ModelFiles, Outcome};
-use crate::wire::store::Located;
 
 /// Orders that wait: one task and a few models.
 pub(super) const ORDERS_MAX: usize = 8;
@@ -151,13 +150,7 @@ impl Prepare {
     }
 
     fn read_model(&self, files: &ModelFiles) -> Result<(Manifest, Vec<u8>), String> {
-        let want = |located: &Located| Want {
-            blob: located.blob,
-            bytes: located.bytes,
-            digest: located.digest,
-            sources: located.sources.clone(),
-        };
-        let wants = [want(&files.manifest), want(&files.weights)];
+        let wants = [Want::from(&files.manifest), Want::from(&files.weights)];
         let mut contents = self.read(&wants, MODEL_BYTES_MAX).into_iter();
         let mut next = || contents.next().expect("one for each want");
         let manifest = Manifest::parse(&next()?, files.manifest.name.as_str())
@@ -177,7 +170,7 @@ impl Prepare {
         for attempt in 0..ATTEMPTS {
             let open = (0..wants.len())
                 .filter(|number| contents[*number].is_err() && wants[*number].bytes <= longest);
-            for (addr, group) in by_source(wants, open, attempt, &self.shared.me) {
+            for (addr, group) in by_source(wants, open, attempt, Some(&self.shared.me)) {
                 for part in group.chunks(BLOBS_IN_REQUEST) {
                     if let Err(error) = read_from(addr, part, wants, &mut contents) {
                         log::warn!("reading inputs from {addr}: {error}");

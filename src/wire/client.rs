@@ -74,6 +74,14 @@ pub enum Request {
         /// How many of the newest versions.
         newest: u64,
     },
+    /// Where the newest versions of the files of a data set can be read: the first
+    /// [`LOCATED_MAX`] of them in the order of their names' bytes.
+    LocateData {
+        /// Data set pattern.
+        dataset: String,
+        /// Only those that come after this name.
+        after: Option<FileName>,
+    },
     /// Blob ids and targets for files that the client is about to upload.
     PutBegin(Vec<FileName>),
     /// Another target for each of these blobs in place of one that failed.
@@ -169,6 +177,8 @@ pub const ROWS_MAX: u32 = 10_000;
 pub const UNDER_MAX: usize = 10_000;
 /// Folders of blobs that each node has.
 pub const SURVEY_FOLDERS: u16 = 256;
+/// Most files in the answer to `LocateData`.
+pub const LOCATED_MAX: usize = 1_000;
 /// Most files in one `PutBegin`, `PutCommit` or `Adopt`.
 pub const PUT_FILES_MAX: usize = 1_000;
 
@@ -512,7 +522,7 @@ pub enum Reply {
     Kept(Option<u64>),
     /// To `ReadLocalModel`: bytes from the offset; empty at the end.
     Bytes(Vec<u8>),
-    /// To `Locate` and `LocateStale`: newest first, and whether more versions exist.
+    /// To `Locate` and `LocateStale`: newest first. To `LocateData`: empty after the last file.
     Located(Vec<Located>),
     /// To `Locate` of the result file of a job that has not completed: its rows are read by `Rows`.
     LocatedJob {

@@ -15,11 +15,14 @@ mod bytes;
 pub mod client;
 pub mod consensus;
 pub mod datagram;
+mod dial;
 mod frame;
 pub mod peer;
+pub mod pull;
 pub mod schedule;
 pub mod store;
 
+pub use dial::{dial, prepare};
 pub use frame::{
     CHUNK_MAX, DATAGRAM_MAX, FRAME_MAX, Frame, PROTOCOL_VERSION, WireError, decode,
     decode_datagram, decode_large, encode, encode_datagram, read_frame, read_message, write_chunk,

@@ -1,4 +1,4 @@
-//! Reading blobs from other nodes: the one client of `Purpose::Blobs` in a node.
+//! Reading many blobs from nodes: one exchange for those that come from the same one.
 //!
 //! Decides: that bytes which do not have the expected length or digest are no copy, and that
 //! their source hears of it.
@@ -9,14 +9,13 @@ use std::io::BufReader;
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use super::net;
+use super::peer::{BlobReply, BlobRequest, Purpose};
+use super::store::{Located, Target};
+use super::{Frame, WireError, dial, read_frame, read_message, write_message};
 use crate::types::{BlobId, Digest, Server};
-use crate::wire::peer::{BlobReply, BlobRequest, Purpose};
-use crate::wire::store::Target;
-use crate::wire::{Frame, WireError, read_frame, read_message, write_message};
 
 /// Blobs asked for in one request.
-pub(super) const BLOBS_IN_REQUEST: usize = 64;
+pub const BLOBS_IN_REQUEST: usize = 64;
 const CONNECT: Duration = Duration::from_millis(800);
 /// A source without progress for so long has failed.
 const STALL: Duration = Duration::from_secs(2);
@@ -24,33 +23,45 @@ const BUFFER: usize = 64 << 10;
 
 /// What is wanted of a blob.
 #[derive(Clone, Debug)]
-pub(super) struct Want {
+pub struct Want {
     /// Its id.
-    pub(super) blob: BlobId,
+    pub blob: BlobId,
     /// Length in bytes.
-    pub(super) bytes: u64,
+    pub bytes: u64,
     /// BLAKE3 of the bytes.
-    pub(super) digest: Digest,
+    pub digest: Digest,
     /// Who holds it.
-    pub(super) sources: Vec<Target>,
+    pub sources: Vec<Target>,
 }
 
 impl Want {
-    /// The source to ask in attempt number `attempt`, other nodes only. Different blobs
+    /// The source to ask in attempt number `attempt`, never `me`. Different blobs
     /// start at different sources, so that no holder has to serve all.
-    fn source(&self, attempt: usize, me: &Server) -> Option<SocketAddr> {
-        let others: Vec<&Target> = self.sources.iter().filter(|s| s.server != *me).collect();
+    fn source(&self, attempt: usize, me: Option<&Server>) -> Option<SocketAddr> {
+        let other = |source: &&Target| me.is_none_or(|me| source.server != *me);
+        let others: Vec<&Target> = self.sources.iter().filter(other).collect();
         let place = (self.blob.counter as usize).wrapping_add(attempt);
         (attempt < others.len()).then(|| others[place % others.len()].addr)
     }
 }
 
-/// Groups of wants, by number, that go to the same source in this attempt.
-pub(super) fn by_source(
+impl From<&Located> for Want {
+    fn from(located: &Located) -> Want {
+        Want {
+            blob: located.blob,
+            bytes: located.bytes,
+            digest: located.digest,
+            sources: located.sources.clone(),
+        }
+    }
+}
+
+/// Groups of wants, by number, that go to the same source in this attempt; none to `me`.
+pub fn by_source(
     wants: &[Want],
     open: impl Iterator<Item = usize>,
     attempt: usize,
-    me: &Server,
+    me: Option<&Server>,
 ) -> BTreeMap<SocketAddr, Vec<usize>> {
     let mut groups: BTreeMap<SocketAddr, Vec<usize>> = BTreeMap::new();
     for number in open {
@@ -62,13 +73,13 @@ pub(super) fn by_source(
 }
 
 /// A connection to one source.
-pub(super) struct Source {
+pub struct Source {
     reader: BufReader<TcpStream>,
 }
 
 /// Why a blob did not come.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum PullError {
+pub enum PullError {
     /// The source does not have it; the connection goes on.
     #[error("the source refused: {0}")]
     Refused(String),
@@ -89,28 +100,28 @@ pub(super) enum PullError {
 
 impl PullError {
     /// Whether the connection's next answer can still be read.
-    pub(super) fn goes_on(&self) -> bool {
+    pub fn goes_on(&self) -> bool {
         matches!(self, PullError::Refused(_) | PullError::Corrupt)
     }
 }
 
 impl Source {
     /// Connects to `addr`.
-    pub(super) fn open(addr: SocketAddr) -> Result<Source, WireError> {
-        let stream = net::dial(addr, Purpose::Blobs, CONNECT, STALL)?;
+    pub fn open(addr: SocketAddr) -> Result<Source, WireError> {
+        let stream = dial(addr, Purpose::Blobs, CONNECT, STALL)?;
         Ok(Source {
             reader: BufReader::with_capacity(BUFFER, stream),
         })
     }
 
     /// Asks for these blobs from their first byte on.
-    pub(super) fn request(&mut self, blobs: &[BlobId]) -> Result<(), WireError> {
+    pub fn request(&mut self, blobs: &[BlobId]) -> Result<(), WireError> {
         let list = blobs.iter().map(|blob| (*blob, 0)).collect();
         write_message(self.reader.get_mut(), &BlobRequest::Read(list))
     }
 
     /// Reads the next answer into `sink`: exactly the wanted bytes, or an error.
-    pub(super) fn receive(
+    pub fn receive(
         &mut self,
         want: &Want,
         mut sink: impl FnMut(&[u8]) -> Result<(), String>,

@@ -84,17 +84,19 @@ impl Leading {
             new_reads: Vec::new(),
             reads: BTreeMap::new(),
         };
-        leading.handle_view(now, jobs, view);
+        // There is no upload yet to give up.
+        let _ = leading.handle_view(now, jobs, view);
         leading
     }
 
-    /// Members have come or gone.
-    pub fn handle_view(&mut self, now: Time, jobs: &Jobs, view: &View) {
+    /// Members have come or gone. Gives the uploads that end with them.
+    #[must_use]
+    pub fn handle_view(&mut self, now: Time, jobs: &Jobs, view: &View) -> Vec<Abandoned> {
         self.scheduler
             .handle_members(now, jobs, &view.members.keys().cloned().collect());
-        self.uploads.handle_view(view);
         self.load_failures
             .retain(|node, _| view.members.contains_key(node));
+        self.uploads.handle_view(view)
     }
 
     /// A worker's status or result.
@@ -191,7 +193,7 @@ impl Node {
     }
 
     /// Whoever was to hold an upload that is given up drops what it has of it.
-    fn drop_abandoned(&mut self, abandoned: Vec<Abandoned>) {
+    pub(super) fn drop_abandoned(&mut self, abandoned: Vec<Abandoned>) {
         let term = self.consensus.term();
         for Abandoned { to, blobs } in abandoned {
             self.send(to, PeerMessage::Store(StoreMessage::Drop { term, blobs }));
@@ -368,7 +370,7 @@ impl Node {
         }
         match request {
             Request::PutBegin(_) | Request::PutReplace { .. } | Request::PutAbort(_) => {
-                let reply = self.place(request);
+                let reply = self.place(&to.0, request);
                 self.answer(to, reply);
             }
             Request::PutCommit { request: id, .. }
@@ -383,14 +385,14 @@ impl Node {
 
     /// The part of a put before its commit: needs no log, a deposed leader's words are
     /// refused at the commit.
-    fn place(&mut self, request: Request) -> Reply {
+    fn place(&mut self, from: &Server, request: Request) -> Reply {
         let Some(leading) = &mut self.leading else {
             return Reply::Refused(Refusal::Busy);
         };
         let (now, view) = (self.now, &self.view);
         let (uploads, leaving) = (&mut leading.uploads, &leading.repair.leaving());
         match request {
-            Request::PutBegin(names) => match uploads.begin(now, names, view, leaving) {
+            Request::PutBegin(names) => match uploads.begin(now, names, from, view, leaving) {
                 Ok(placements) => Reply::Placements(placements),
                 Err(refusal) => Reply::Refused(refusal),
             },

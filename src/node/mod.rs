@@ -376,7 +376,8 @@ impl Node {
         }
         self.view = view;
         if let Some(leading) = &mut self.leading {
-            leading.handle_view(self.now, &self.state.jobs, &self.view);
+            let abandoned = leading.handle_view(self.now, &self.state.jobs, &self.view);
+            self.drop_abandoned(abandoned);
         }
     }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::placement::Ring;
 use crate::planted::{self, Bug};
-use crate::types::{BlobId, FileName, REPLICAS, Server, Term, Time, View};
+use crate::types::{BlobId, FileName, REPLICAS, Server, Term, Time, View, WallTime};
 use crate::wire::client::{PUT_FILES_MAX, Placement, Refusal};
 use crate::wire::store::{Target, Upload};
 
@@ -36,6 +36,9 @@ pub struct Abandoned {
 #[derive(Clone, Debug)]
 struct Pending {
     name: FileName,
+    /// The node through which its client speaks, and when that joined: another life of it has no
+    /// clients of this one.
+    through: (Server, WallTime),
     /// Everyone that was given as a target, and by whom it was replaced if it failed.
     targets: Vec<(Server, Replacement)>,
     /// Fewest members that there were since the begin.
@@ -95,15 +98,16 @@ impl Uploads {
         blob
     }
 
-    /// Begins uploads of `names`: an id and up to [`REPLICAS`] targets for each; members that
-    /// are `leaving` come last.
+    /// Begins uploads of `names`, of a client of node `through`: an id and up to [`REPLICAS`]
+    /// targets for each; members that are `leaving` come last.
     ///
     /// Errors: `Reserved` for a name of a job's result file, `BadArgument` for too many
-    /// names at once, `Busy` where too much is pending or the view is empty.
+    /// names at once, `Busy` where too much is pending or `through` is no live member.
     pub fn begin(
         &mut self,
         now: Time,
         names: Vec<FileName>,
+        through: &Server,
         view: &View,
         leaving: &BTreeSet<Server>,
     ) -> Result<Vec<Placement>, Refusal> {
@@ -114,7 +118,8 @@ impl Uploads {
             let most = format!("at most {PUT_FILES_MAX} files in one upload: send fewer at once");
             return Err(Refusal::BadArgument(most));
         }
-        if self.pending.len() + names.len() > PENDING_MAX || view.members.is_empty() {
+        let member = view.server(through).ok_or(Refusal::Busy)?;
+        if self.pending.len() + names.len() > PENDING_MAX {
             return Err(Refusal::Busy);
         }
         let ring = Ring::new(view, leaving);
@@ -126,6 +131,7 @@ impl Uploads {
             let given = targets.iter().map(|target| (target.server.clone(), None));
             let pending = Pending {
                 name,
+                through: (through.clone(), member.joined),
                 targets: given.collect(),
                 smallest: view.members.len(),
                 active: now,
@@ -205,12 +211,21 @@ impl Uploads {
         Ok(())
     }
 
-    /// The members changed.
-    pub fn handle_view(&mut self, view: &View) {
+    /// The members changed. Gives up the uploads whose clients were told by nobody else than a
+    /// node that has gone, or was started again.
+    #[must_use]
+    pub fn handle_view(&mut self, view: &View) -> Vec<Abandoned> {
         let size = view.members.len();
-        for upload in self.pending.values_mut() {
+        let mut cut_off = Vec::new();
+        for (blob, upload) in &mut self.pending {
             upload.smallest = upload.smallest.min(size);
+            let (server, joined) = &upload.through;
+            let member = view.server(server);
+            if member.is_none_or(|member| member.joined != *joined) {
+                cut_off.push(*blob);
+            }
         }
+        self.abort(&cut_off)
     }
 
     /// An entry that names these uploads is proposed: they are not given up any more,

@@ -126,9 +126,13 @@ impl World {
     fn answer(&mut self, request: Request) -> Result<Reply, Refusal> {
         let (now, view) = (self.now, &self.view);
         match request {
-            Request::PutBegin(names) => Ok(Reply::Placements(
-                self.uploads.begin(now, names, view, &NOBODY)?,
-            )),
+            Request::PutBegin(names) => Ok(Reply::Placements(self.uploads.begin(
+                now,
+                names,
+                &server(0),
+                view,
+                &NOBODY,
+            )?)),
             Request::PutReplace { blobs, failed } => {
                 let targets = self.uploads.replace(now, &blobs, &failed, view, &NOBODY)?;
                 Ok(Reply::Replacements(targets))
@@ -311,8 +315,13 @@ fn progress_is_waited_for_and_so_is_the_disk_at_the_end() {
         upload.poll_output(),
         Some(UploadOutput::Request(Request::PutBegin(_)))
     ));
-    let begun =
-        Uploads::new(Term(1)).begin(now, vec![name("big")], &view(1, &[0, 1], &[]), &NOBODY);
+    let begun = Uploads::new(Term(1)).begin(
+        now,
+        vec![name("big")],
+        &server(0),
+        &view(1, &[0, 1], &[]),
+        &NOBODY,
+    );
     upload.handle_reply(now, Reply::Placements(begun.expect("begins")));
     let mut ids = Vec::new();
     while let Some(UploadOutput::Transfer { id, .. }) = upload.poll_output() {

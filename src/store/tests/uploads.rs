@@ -10,7 +10,13 @@ use crate::wire::store::Upload;
 const NOW: Time = Time(1_000);
 
 fn begin(uploads: &mut Uploads, text: &str, live: &[u64]) -> Placement {
-    let begun = uploads.begin(NOW, vec![name(text)], &view(1, live, &[]), &NOBODY);
+    let begun = uploads.begin(
+        NOW,
+        vec![name(text)],
+        &server(live[0]),
+        &view(1, live, &[]),
+        &NOBODY,
+    );
     begun.expect("begins").remove(0)
 }
 
@@ -48,25 +54,35 @@ fn ids_are_of_the_term_and_never_repeat() {
 fn what_cannot_begin_is_refused() {
     let mut uploads = Uploads::new(Term(1));
     let live = view(1, &[1, 2], &[]);
-    let reserved = uploads.begin(NOW, vec![name("a"), name("007.csv")], &live, &NOBODY);
+    let reserved = uploads.begin(
+        NOW,
+        vec![name("a"), name("007.csv")],
+        &server(1),
+        &live,
+        &NOBODY,
+    );
     assert_eq!(reserved, Err(Refusal::Reserved(name("007.csv"))));
     assert!(uploads.is_empty(), "nothing of a refused batch begins");
     let many = vec![name("a"); PUT_FILES_MAX + 1];
     assert!(matches!(
-        uploads.begin(NOW, many, &live, &NOBODY),
+        uploads.begin(NOW, many, &server(1), &live, &NOBODY),
         Err(Refusal::BadArgument(_))
     ));
     let nobody = view(1, &[], &[]);
     assert_eq!(
-        uploads.begin(NOW, vec![name("a")], &nobody, &NOBODY),
+        uploads.begin(NOW, vec![name("a")], &server(1), &nobody, &NOBODY),
         Err(Refusal::Busy)
     );
     for _ in 0..PENDING_MAX / PUT_FILES_MAX {
         let batch = vec![name("a"); PUT_FILES_MAX];
-        assert!(uploads.begin(NOW, batch, &live, &NOBODY).is_ok());
+        assert!(
+            uploads
+                .begin(NOW, batch, &server(1), &live, &NOBODY)
+                .is_ok()
+        );
     }
     assert_eq!(
-        uploads.begin(NOW, vec![name("a")], &live, &NOBODY),
+        uploads.begin(NOW, vec![name("a")], &server(1), &live, &NOBODY),
         Err(Refusal::Busy)
     );
 }
@@ -103,16 +119,20 @@ fn a_commit_needs_copies_on_four_live_members() {
 #[test]
 fn the_smallest_membership_since_the_begin_counts() {
     let mut uploads = Uploads::new(Term(1));
-    let placement = begin(&mut uploads, "a", &[0, 1, 2, 3, 4]);
-    let targets = given(&placement);
+    let targets = given(&begin(&mut uploads, "a", &[0, 1, 2, 3, 4]));
     let two: Vec<u64> = (0..5)
         .filter(|n| targets[..2].contains(&server(*n)))
         .collect();
     let all = view(3, &[0, 1, 2, 3, 4], &[]);
+    // The same targets, through one of the two.
+    uploads = Uploads::new(Term(1));
+    let begun = uploads.begin(NOW, vec![name("a")], &targets[0], &all, &NOBODY);
+    let placement = begun.expect("begins").remove(0);
+    assert_eq!(given(&placement), targets);
     let files = commit("a", placement.blob, &targets[..2]);
     assert_eq!(uploads.check_commit(&files, &all), too_few("a", 2, 4));
-    uploads.handle_view(&view(2, &two, &[]));
-    uploads.handle_view(&all);
+    assert_eq!(uploads.handle_view(&view(2, &two, &[])), []);
+    assert_eq!(uploads.handle_view(&all), []);
     assert_eq!(
         uploads.check_commit(&files, &all),
         Ok(()),
@@ -241,4 +261,27 @@ fn idle_uploads_expire_but_not_those_in_the_log() {
     assert_eq!(uploads.poll_timeout(), Some(due + UPLOAD_IDLE));
     assert_eq!(uploads.handle_timeout(due + UPLOAD_IDLE).len(), 1);
     assert!(uploads.is_empty());
+}
+
+#[test]
+fn an_upload_ends_with_the_node_of_its_client() {
+    let mut uploads = Uploads::new(Term(1));
+    let gone = begin(&mut uploads, "a", &[1, 0]).blob;
+    let proposed = begin(&mut uploads, "b", &[1, 0]).blob;
+    let stays = begin(&mut uploads, "c", &[0, 1]).blob;
+    uploads.committing(&[proposed]);
+    assert_eq!(uploads.handle_view(&view(2, &[0, 1], &[])), []);
+    let mut restarted = view(3, &[0, 1], &[]);
+    let member = restarted.members.get_mut(&server(1).node).unwrap();
+    member.joined.0 += 1;
+    let mut dropped = uploads.handle_view(&restarted);
+    dropped.sort_by(|a, b| a.to.cmp(&b.to));
+    let drop = |to| Abandoned {
+        to: server(to),
+        blobs: vec![gone],
+    };
+    assert_eq!(dropped, [drop(0), drop(1)]);
+    assert!(uploads.has(&proposed) && uploads.has(&stays));
+    assert_eq!(uploads.handle_view(&view(4, &[1], &[])).len(), 2, "gone");
+    assert!(uploads.has(&proposed) && !uploads.has(&stays));
 }

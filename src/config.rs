@@ -65,7 +65,7 @@ pub struct NodeArguments {
     #[arg(long, value_name = "HOURS", default_value_t = 24.0, value_parser = hours)]
     pub scrub: f64,
     /// Percent of its time that a thread copies files for repair while this node computes
-    #[arg(long, value_name = "PERCENT", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=100))]
+    #[arg(long, value_name = "PERCENT", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub repair_share: u32,
     /// In a cluster of 2 to 4 nodes: take nodes that are gone for crashed, and go on without a
     /// majority. For all nodes or none. After a cut of the network one side's changes are lost

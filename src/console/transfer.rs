@@ -115,6 +115,8 @@ enum ReadError {
     Local(String, String),
     /// The connection: another target is found.
     Wire(WireError),
+    /// The target: the same.
+    Refused(String),
 }
 
 impl From<WireError> for ReadError {
@@ -176,6 +178,7 @@ pub fn put(
         bar,
         moved: 0,
         unreadable: None,
+        failed: None,
     };
     let files: Arc<[(FileName, Content)]> = files.into();
     let (sender, events) = bounded(EVENTS);
@@ -231,6 +234,8 @@ struct Putting<'a> {
     /// Bytes sent to all targets together.
     moved: u64,
     unreadable: Option<(String, String)>,
+    /// What the last target that failed said.
+    failed: Option<String>,
 }
 
 impl Putting<'_> {
@@ -245,7 +250,13 @@ impl Putting<'_> {
                 }
             }
             Event::Sent(id) => self.upload.handle_sent(now, id),
-            Event::Stored(id, end) => self.upload.handle_stored(now, id, end),
+            Event::Stored(id, end) => {
+                if let Err(why) = &end {
+                    log::info!("{why}");
+                    self.failed = Some(why.clone());
+                }
+                self.upload.handle_stored(now, id, end);
+            }
             Event::Hashed(index, digest, bytes) => {
                 self.upload.handle_digest(now, index, digest, bytes)
             }
@@ -257,9 +268,12 @@ impl Putting<'_> {
     }
 
     fn end(self, end: Result<Vec<Receipt>, Refusal>) -> Result<Vec<Receipt>, ClientError> {
-        match self.unreadable {
-            Some((path, why)) => Err(ClientError::Local { path, why }),
-            None => Ok(end?),
+        match (self.unreadable, end, self.failed) {
+            (Some((path, why)), ..) => Err(ClientError::Local { path, why }),
+            (None, Err(refusal @ Refusal::TooFewCopies { .. }), Some(why)) => {
+                Err(ClientError::Other(format!("{refusal}; at last {why}")))
+            }
+            (None, end, _) => Ok(end?),
         }
     }
 }
@@ -292,10 +306,12 @@ fn spawn_transfer(
     events: Sender<Event>,
 ) {
     std::thread::spawn(move || {
+        let failed = |why| Event::Stored(id, Err(format!("{}: {why}", target.server.node)));
         let event = match send(id, &target, &wanted, &files, &events) {
             Ok(digests) => Event::Stored(id, Ok(digests)),
             Err(ReadError::Local(path, why)) => Event::Local(path, why),
-            Err(ReadError::Wire(error)) => Event::Stored(id, Err(error.to_string())),
+            Err(ReadError::Wire(error)) => failed(error.to_string()),
+            Err(ReadError::Refused(why)) => failed(why),
         };
         let _ = events.send(event);
     });
@@ -349,7 +365,7 @@ fn send(
         .map_err(WireError::from)?;
     match read_message(&mut stream)? {
         BlobReply::Stored(digests) => Ok(digests),
-        BlobReply::Refused(why) => Err(WireError::Malformed(why).into()),
+        BlobReply::Refused(why) => Err(ReadError::Refused(why)),
         BlobReply::Sending(_) => {
             Err(WireError::Malformed("an answer that does not fit".into()).into())
         }

@@ -122,16 +122,20 @@ impl Blobs {
 
     /// Starts the file of `blob`, whose content will have `bytes` bytes.
     ///
-    /// *Errors*: [`DiskError::Full`] where they would not leave [`FREE_BYTES_MIN`] free.
+    /// *Errors*: [`DiskError::TooFull`] where they would not leave [`FREE_BYTES_MIN`] free.
     pub fn create(
         &self,
         blob: BlobId,
         name: &FileName,
         bytes: u64,
     ) -> Result<BlobWriter<'_>, DiskError> {
-        if self.free_bytes()? < bytes {
-            let path = self.file(blob);
-            return Err(DiskError::Full { path });
+        let free = self.free_bytes()?;
+        if free < bytes {
+            return Err(DiskError::TooFull {
+                path: self.file(blob),
+                wanted: bytes,
+                free,
+            });
         }
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let path = self.incoming.join(number.to_string());

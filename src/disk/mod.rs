@@ -39,6 +39,19 @@ pub enum DiskError {
         /// File that was being written.
         path: PathBuf,
     },
+    /// The disk has too little left for a file, which has not been begun.
+    #[error(
+        "{path}: no room for {wanted} bytes on this disk, which has {free} beside those that stay \
+         free: free some, or use another --data-dir"
+    )]
+    TooFull {
+        /// File or folder that was to hold them.
+        path: PathBuf,
+        /// Bytes of the file.
+        wanted: u64,
+        /// Bytes that it may have.
+        free: u64,
+    },
     /// The operating system refused. What was being written is taken as lost.
     #[error("cannot {action} {path}: {cause}")]
     Io {
@@ -76,7 +89,7 @@ pub enum DiskError {
 impl DiskError {
     /// Whether another write may succeed later, once there is space.
     pub fn is_full(&self) -> bool {
-        matches!(self, DiskError::Full { .. })
+        matches!(self, DiskError::Full { .. } | DiskError::TooFull { .. })
     }
 
     /// Whether it says that a copy is lost, rather than that it could not be read just now.

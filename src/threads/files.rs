@@ -437,9 +437,14 @@ fn receive(
     headers: &[BlobHeader],
 ) -> Result<Vec<Digest>, StoreError> {
     let total: u64 = headers.iter().map(|header| header.bytes).sum();
-    if total > blobs.free_bytes()? {
-        let path = blobs.path().into();
-        return Err(DiskError::Full { path }.into());
+    let free = blobs.free_bytes()?;
+    if total > free {
+        let too_full = DiskError::TooFull {
+            path: blobs.path().into(),
+            wanted: total,
+            free,
+        };
+        return Err(too_full.into());
     }
     let mut batch = blobs.batch();
     let mut batched = false;

@@ -7,6 +7,7 @@ mod failures;
 mod files;
 mod harness;
 mod jobs;
+mod odd_files;
 mod own_model;
 mod recovery;
 mod upkeep;

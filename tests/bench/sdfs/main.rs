@@ -1,6 +1,6 @@
 //! SDFS against its bars: each figure beside what the disk does in the same run. Run by
-//! `make bench-sdfs`; `PARTS` are those of files, small, repair, catalog and crashes that are
-//! wanted, `ROUNDS` the repetitions of a figure (5), of which the median is printed, or of crashes
+//! `make bench-sdfs`; `PARTS` are those of files, small, repair, beside, catalog and crashes
+//! that are wanted, `ROUNDS` the repetitions of a figure (5), of which the median is printed, or of crashes
 //! (100).
 //!
 //! Six real nodes on this machine, all on its disk; commands run through `dlc`, so that its start
@@ -10,6 +10,7 @@
 #[allow(dead_code)]
 mod real;
 
+mod beside;
 mod catalog;
 mod crashes;
 mod files;
@@ -28,7 +29,7 @@ fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
     let is_wanted = |part: &str| wanted.is_empty() || wanted.iter().any(|it| it == part);
     println!("what                                        ours     limit     ratio  bar");
-    for part in ["files", "small", "repair", "catalog", "crashes"] {
+    for part in ["files", "small", "repair", "beside", "catalog", "crashes"] {
         if !is_wanted(part) {
             continue;
         }
@@ -37,6 +38,7 @@ fn main() {
             "files" => files::measure(dir.path()),
             "small" => small::measure(dir.path()),
             "repair" => repair::measure(dir.path()),
+            "beside" => beside::measure(dir.path()),
             "crashes" => crashes::measure(dir.path()),
             _ => catalog::measure(),
         }

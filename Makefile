@@ -119,5 +119,5 @@ bench-restart: build models data ## all of seven nodes are killed in mid-work an
 bench-partition: build ## seven nodes in network namespaces are cut into five and two; ROUNDS= (root, nft)
 	@$(CARGO) run --quiet --release $(LIGHT) --example bench-partition
 
-bench-sdfs: build ## files of SDFS against what the disk does; PARTS= (files small repair beside catalog crashes), ROUNDS=
+bench-sdfs: build ## files of SDFS against what the disk does; PARTS= (files sparse small repair beside catalog crashes), ROUNDS=
 	@$(CARGO) run --quiet --release $(LIGHT) --example bench-sdfs -- $(PARTS)

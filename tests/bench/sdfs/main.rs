@@ -1,7 +1,7 @@
 //! SDFS against its bars: each figure beside what the disk does in the same run. Run by
-//! `make bench-sdfs`; `PARTS` are those of files, small, repair, beside, catalog and crashes
-//! that are wanted, `ROUNDS` the repetitions of a figure (5), of which the median is printed, or of crashes
-//! (100).
+//! `make bench-sdfs`; `PARTS` are those of files, sparse, small, repair, beside, catalog and
+//! crashes that are wanted, `ROUNDS` the repetitions of a figure (5), of which the median is
+//! printed, or of crashes (100).
 //!
 //! Six real nodes on this machine, all on its disk; commands run through `dlc`, so that its start
 //! counts too.
@@ -17,6 +17,7 @@ mod files;
 mod limits;
 mod repair;
 mod small;
+mod sparse;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -29,13 +30,16 @@ fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
     let is_wanted = |part: &str| wanted.is_empty() || wanted.iter().any(|it| it == part);
     println!("what                                        ours     limit     ratio  bar");
-    for part in ["files", "small", "repair", "beside", "catalog", "crashes"] {
+    for part in [
+        "files", "sparse", "small", "repair", "beside", "catalog", "crashes",
+    ] {
         if !is_wanted(part) {
             continue;
         }
         let dir = tempfile::tempdir().expect("a folder for the cluster");
         match part {
             "files" => files::measure(dir.path()),
+            "sparse" => sparse::measure(dir.path()),
             "small" => small::measure(dir.path()),
             "repair" => repair::measure(dir.path()),
             "beside" => beside::measure(dir.path()),

@@ -4,6 +4,7 @@
 //! Leaves to others: everything that needs a node or a file.
 
 use crate::types::{FileName, JobId};
+use crate::wire::schedule::JobControl;
 
 /// One command, checked as far as that goes without a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,6 +91,13 @@ pub enum Command {
         job: JobId,
         /// How many rows.
         rows: u32,
+    },
+    /// `cancel JOB`, `pause JOB`, `resume JOB`, `weight JOB W`
+    Control {
+        /// The job.
+        job: JobId,
+        /// What is to be done.
+        control: JobControl,
     },
     /// `rebuild [--yes]`
     Rebuild {
@@ -217,6 +225,22 @@ pub const COMMANDS: &[(&str, &str, &str)] = &[
         "the last N result rows of a job so far",
     ),
     (
+        "pause",
+        "pause JOB",
+        "hand out no more tasks of a job; those that run are finished",
+    ),
+    ("resume", "resume JOB", "go on with a job that was paused"),
+    (
+        "cancel",
+        "cancel JOB",
+        "end a job: the rows that it has are its result",
+    ),
+    (
+        "weight",
+        "weight JOB W",
+        "give a job another share relative to other jobs (1 is usual)",
+    ),
+    (
         "rebuild",
         "rebuild [--yes]",
         "go on when most voters are lost for good, with what is left; asks first",
@@ -315,9 +339,16 @@ pub fn parse(words: &[String]) -> Result<Option<Command>, UsageError> {
             folder: (*folder).into(),
         },
         ("tail", [job, rows]) => Command::Tail {
-            job: job_id(job)?,
+            job: job_id("tail", job)?,
             rows: number("tail", "N", rows)?,
         },
+        ("pause", [job]) => control("pause", job, JobControl::Pause)?,
+        ("resume", [job]) => control("resume", job, JobControl::Resume)?,
+        ("cancel", [job]) => control("cancel", job, JobControl::Cancel)?,
+        ("weight", [job, weight]) => {
+            let weight = number("weight", "W", weight)?;
+            control("weight", job, JobControl::Weight(weight))?
+        }
         ("rebuild", []) => Command::Rebuild { confirmed: false },
         ("rebuild", ["--yes"]) => Command::Rebuild { confirmed: true },
         ("why", [node]) => Command::Why((*node).into()),
@@ -335,12 +366,17 @@ pub fn parse(words: &[String]) -> Result<Option<Command>, UsageError> {
     Ok(Some(command))
 }
 
-fn job_id(word: &str) -> Result<JobId, UsageError> {
+fn control(name: &'static str, job: &str, control: JobControl) -> Result<Command, UsageError> {
+    let job = job_id(name, job)?;
+    Ok(Command::Control { job, control })
+}
+
+fn job_id(name: &'static str, word: &str) -> Result<JobId, UsageError> {
     let bad = |_| UsageError::Word {
         what: "JOB",
         got: word.into(),
         expected: "job number",
-        usage: usage("tail"),
+        usage: usage(name),
     };
     word.parse().map(JobId).map_err(bad)
 }
@@ -409,7 +445,7 @@ mod tests {
                 .replace("COUNT", "3")
                 .replace("BATCH", "3")
                 .replace("JOB", "0");
-            let example = example.replace(" N", " 3");
+            let example = example.replace(" N", " 3").replace(" W", " 3");
             assert!(
                 matches!(line(&example), Ok(Some(_))),
                 "{name}: {example}: {:?}",
@@ -428,7 +464,10 @@ mod tests {
     fn bad_lines_say_what_is_wrong() {
         for (bad, says) in [
             ("lst", "unknown command \"lst\""),
-            ("cancel 0", "unknown command"),
+            ("explain 0", "unknown command"),
+            ("cancel", "usage: cancel JOB"),
+            ("pause x", "job number"),
+            ("weight 0 0", "whole number from 1 up"),
             ("put a", "usage: put LOCAL SDFS"),
             ("infer lenet lenet.png 0", "whole number from 1 up"),
             ("infer lenet lenet.png five", "\"five\""),

@@ -14,7 +14,7 @@ use super::{bulk, dataset, fsck, place, progress, rebuild, tables, training, tra
 use crate::store::download::Downloaded;
 use crate::types::{FileName, JobId, MemberState};
 use crate::wire::client::{MemberInfo, Receipt, Refusal, Reply, Request, Role, Row};
-use crate::wire::schedule::Outcome;
+use crate::wire::schedule::{JobControl, Outcome};
 use crate::wire::store::Located;
 
 fn answer(text: impl Into<String>, json: Value) -> Result<Answer, ClientError> {
@@ -84,6 +84,7 @@ pub fn run(client: &mut Client, command: &Command, ask: Ask) -> Result<Answer, C
             )
         }
         Command::Tail { job, rows } => tail(client, *job, *rows),
+        Command::Control { job, control } => control_job(client, *job, *control),
         Command::Rebuild { confirmed: true } => rebuild::rebuild(client, &mut |_| true),
         Command::Rebuild { confirmed: false } => rebuild::rebuild(client, ask),
         Command::Why(node) => match client.request(&Request::Why(node.clone()))? {
@@ -398,6 +399,27 @@ fn infer(
         ),
         _ => Err(client.unexpected()),
     }
+}
+
+fn control_job(
+    client: &mut Client,
+    job: JobId,
+    control: JobControl,
+) -> Result<Answer, ClientError> {
+    let request = client.request_id();
+    let request = Request::Control {
+        request,
+        job,
+        control,
+    };
+    let Reply::Status(status) = client.request(&request)? else {
+        return Err(client.unexpected());
+    };
+    let text = match control {
+        JobControl::Weight(weight) => format!("job {job} has weight {weight}"),
+        _ => format!("job {job} is {}", status.as_str()),
+    };
+    answer(text, json!({ "job": job.0, "status": status.as_str() }))
 }
 
 fn job_info(client: &mut Client) -> Result<Answer, ClientError> {

@@ -10,8 +10,8 @@ use crate::consensus;
 use crate::schedule::jobs::Job;
 use crate::types::{BlobId, FileName, JobId, NodeId};
 use crate::wire::client::{
-    Holding, JobInfo, LOCATED_MAX, LogState, MemberInfo, ModelState, ROWS_MAX, Receipt, Refusal,
-    Reply, Request, Role, Row, SURVEY_FOLDERS, UNDER_MAX, Under, UnderFile,
+    Holding, JobInfo, JobStatus, LOCATED_MAX, LogState, MemberInfo, ModelState, ROWS_MAX, Receipt,
+    Refusal, Reply, Request, Role, Row, SURVEY_FOLDERS, UNDER_MAX, Under, UnderFile,
 };
 use crate::wire::peer::{Change, Command};
 use crate::wire::store::CatalogCommand;
@@ -329,13 +329,13 @@ impl Node {
     }
 
     fn job_infos(&self) -> Vec<JobInfo> {
-        // That a first task is handed out is known to the leader before the log shows a row.
-        let started = |job| {
-            self.leading
-                .as_ref()
-                .is_some_and(|leading| leading.scheduler.started(job))
-        };
-        self.state.jobs.infos(&started)
+        self.state.jobs.infos(&|job| self.has_started(job))
+    }
+
+    /// That a first task is handed out is known to the leader before the log shows a row.
+    fn has_started(&self, job: JobId) -> bool {
+        let leading = self.leading.as_ref();
+        leading.is_some_and(|leading| leading.scheduler.started(job))
     }
 
     fn job_stats(&self) -> Reply {
@@ -359,6 +359,12 @@ impl Node {
             (Outcome::Refused(refusal), _) => Reply::Refused(refusal),
             (Outcome::Deleted(versions), _) => Reply::Deleted(versions),
             (Outcome::Submitted(job), _) => Reply::Submitted(job),
+            (Outcome::Controlled(JobStatus::Queued), Request::Control { job, .. })
+                if self.has_started(*job) =>
+            {
+                Reply::Status(JobStatus::InProgress)
+            }
+            (Outcome::Controlled(status), _) => Reply::Status(status),
             (Outcome::Done, _) => Reply::Done,
             (Outcome::Put(versions), Request::PutCommit { files, .. }) => {
                 let receipt =

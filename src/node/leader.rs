@@ -21,7 +21,7 @@ use crate::store::uploads::{Abandoned, Uploads};
 use crate::types::{BlobId, Digest, Index, Member, NodeId, RequestId, Server, Term, Time, View};
 use crate::wire::client::{PUT_FILES_MAX, Refusal, Reply, Request};
 use crate::wire::peer::{Change, Command, PeerMessage};
-use crate::wire::schedule::{Input, JobCommand, ScheduleMessage};
+use crate::wire::schedule::{Input, JobCommand, JobControl, ScheduleMessage};
 use crate::wire::store::{CatalogCommand, ReplicaChange, StoreMessage};
 
 /// Most commands that are proposed and wait for their answers; further ones are told
@@ -378,7 +378,8 @@ impl Node {
             | Request::Adopt { request: id, .. }
             | Request::Keep { request: id, .. }
             | Request::Publish { request: id, .. }
-            | Request::Submit { request: id, .. } => self.change(to, id, request),
+            | Request::Submit { request: id, .. }
+            | Request::Control { request: id, .. } => self.change(to, id, request),
             read => leading.new_reads.push((to, read)),
         }
     }
@@ -508,6 +509,13 @@ impl Node {
                 }
                 Ok(Change::Job(JobCommand::Publish(model.clone())))
             }
+            Request::Control { job, control, .. } => {
+                if let JobControl::Weight(weight) = control {
+                    in_range("weight", *weight, WEIGHT_MAX)?;
+                }
+                let (job, control) = (*job, *control);
+                Ok(Change::Job(JobCommand::Control { job, control }))
+            }
             Request::Submit {
                 model,
                 dataset,
@@ -515,16 +523,8 @@ impl Node {
                 weight,
                 ..
             } => {
-                for (what, value, most) in [
-                    ("batch size", *batch, BATCH_MAX),
-                    ("weight", *weight, WEIGHT_MAX),
-                ] {
-                    if !(1..=most).contains(&value) {
-                        let why =
-                            format!("{value} is no {what}: use a whole number from 1 to {most}");
-                        return Err(Refusal::BadArgument(why));
-                    }
-                }
+                in_range("batch size", *batch, BATCH_MAX)?;
+                in_range("weight", *weight, WEIGHT_MAX)?;
                 // Everything else is judged when the entry is applied, as with a deletion.
                 let published = self.state.jobs.model(model);
                 let model = published.map_or(model.clone(), |it| it.model.name.clone());
@@ -663,5 +663,14 @@ impl Node {
                 reply: Box::new(reply),
             },
         );
+    }
+}
+
+fn in_range(what: &str, value: u32, most: u32) -> Result<(), Refusal> {
+    match (1..=most).contains(&value) {
+        true => Ok(()),
+        false => Err(Refusal::BadArgument(format!(
+            "{value} is no {what}: use a whole number from 1 to {most}"
+        ))),
     }
 }

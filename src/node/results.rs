@@ -85,11 +85,7 @@ impl Results {
 impl Node {
     /// Brings every job whose rows are complete one step further.
     pub(super) fn publish_results(&mut self) {
-        let complete = self
-            .state
-            .jobs
-            .unfinished()
-            .filter(|job| job.rows_complete());
+        let complete = self.state.jobs.unfinished().filter(|job| job.is_final());
         for job in complete.map(|job| job.id).collect::<Vec<_>>() {
             let name = FileName::of_job(job);
             let Some(leading) = &mut self.leading else {

@@ -15,7 +15,7 @@ use crate::schedule::jobs::{INPUTS_MAX, Jobs, MODELS_MAX, UNFINISHED_MAX};
 use crate::store::catalog::{Applied, Catalog, VersionRecord};
 use crate::types::{BlobId, FileName, Index, JobId, RequestId, Term, Version};
 use crate::wire::WireError;
-use crate::wire::client::Refusal;
+use crate::wire::client::{JobStatus, Refusal};
 use crate::wire::peer::{Change, Command};
 use crate::wire::schedule::{Input, JobCommand};
 use crate::wire::store::CatalogCommand;
@@ -33,6 +33,8 @@ pub enum Outcome {
     Deleted(u64),
     /// Of a submission.
     Submitted(JobId),
+    /// Of what a user did with a job: its status.
+    Controlled(JobStatus),
     /// Of a change that has nothing to tell.
     Done,
     /// Not carried out.
@@ -207,6 +209,10 @@ impl State {
                 }
                 Outcome::Done
             }
+            JobCommand::Control { job, control } => match self.jobs.control(job, control) {
+                Ok(status) => Outcome::Controlled(status),
+                Err(refusal) => Outcome::Refused(refusal),
+            },
             JobCommand::Completed { job, at } => {
                 let blobs: Vec<BlobId> = self.jobs.pinned_blobs(job).collect();
                 if self.jobs.complete(job, at) {

@@ -22,7 +22,7 @@ impl Scheduler {
         let mut wanted = BTreeSet::new();
         for (id, active) in &mut self.jobs {
             let job = jobs.job(*id);
-            if job.is_some_and(|job| active.backlog.has_work_for_all(job)) {
+            if job.is_some_and(|job| active.has_work_for_all(job)) {
                 wanted.insert(active.model.clone());
             }
         }
@@ -33,7 +33,7 @@ impl Scheduler {
         let mut entering = Vec::new();
         for (id, active) in &mut self.jobs {
             let job = jobs.job(*id);
-            let has_work = job.is_some_and(|job| active.backlog.has_work_for_all(job));
+            let has_work = job.is_some_and(|job| active.has_work_for_all(job));
             let mut loaded = working.iter().map(|n| n.models.contains(&active.model));
             let open = has_work && loaded.clone().any(|loaded| loaded);
             let compared = open && loaded.all(|loaded| loaded);

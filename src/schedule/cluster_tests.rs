@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::harness::{Plan, Setting, World, label_of, node};
 use crate::types::{JobId, NodeId, Rng, Time, WallTime};
+use crate::wire::schedule::JobControl;
 
 fn plan(model: &'static str, at_ms: u64, inputs: u32, batch: u32, micros: u64) -> Plan {
     Plan {
@@ -27,26 +28,25 @@ fn calm(nodes: usize, jobs: Vec<Plan>) -> Setting {
         loss_percent: 0,
         duplicate_percent: 0,
         jobs,
+        controls: Vec::new(),
         trouble_until: Duration::ZERO,
         deaths: 0,
         leader_changes: 0,
     }
 }
 
-/// Every input has one row, the right one.
+/// Every input has one row, the right one; of a cancelled job some have none.
 fn check_rows(world: &World, plans: &[Plan]) {
-    let total: u64 = plans.iter().map(|plan| u64::from(plan.inputs)).sum();
-    assert_eq!(world.counted, total);
+    let mut total = 0;
     for (job, plan) in world.jobs.jobs().zip(plans) {
         let stats = job.stats(WallTime(0), Vec::new());
-        assert_eq!(
-            (stats.count, stats.total),
-            (stats.total, u64::from(plan.inputs))
-        );
+        total += stats.count;
+        assert_eq!(stats.total, u64::from(plan.inputs));
+        assert!(stats.count == stats.total || job.is_cancelled());
         let text = String::from_utf8(job.csv()).unwrap();
-        assert_eq!(text.lines().count(), plan.inputs as usize + 1);
-        for (index, line) in text.lines().skip(1).enumerate() {
-            let index = index as u32;
+        assert_eq!(text.lines().count() as u64, stats.count + 1);
+        let with_row = (0..plan.inputs).filter(|index| job.has_row(*index));
+        for (index, line) in with_row.zip(text.lines().skip(1)) {
             let expected = if plan.bad.contains(&index) {
                 format!("digit{index}.png,,,not an image")
             } else {
@@ -57,6 +57,7 @@ fn check_rows(world: &World, plans: &[Plan]) {
             }
         }
     }
+    assert_eq!(world.counted, total);
 }
 
 /// A world with everything that may go wrong, drawn from the seed.
@@ -80,6 +81,28 @@ fn rough(seed: u64) -> Setting {
         jobs.push(one);
     }
     jobs.sort_by_key(|plan| plan.at);
+    let mut controls = Vec::new();
+    for (number, job) in jobs.iter().enumerate() {
+        for _ in 0..rng.below(4) {
+            let at = job.at + Duration::from_millis(1 + rng.below(20_000));
+            let later = at + Duration::from_millis(rng.below(20_000));
+            match rng.below(8) {
+                0 => controls.push((at, number, JobControl::Cancel)),
+                1..4 => {
+                    controls.push((at, number, JobControl::Pause));
+                    controls.push((later, number, JobControl::Resume));
+                }
+                _ => {
+                    let weight = 1 + rng.below(9) as u32;
+                    controls.push((at, number, JobControl::Weight(weight)));
+                }
+            }
+        }
+    }
+    // Whatever was paused twice goes on in the end.
+    for number in 0..jobs.len() {
+        controls.push((Duration::from_secs(50), number, JobControl::Resume));
+    }
     Setting {
         nodes,
         slowness: (0..nodes)
@@ -92,6 +115,7 @@ fn rough(seed: u64) -> Setting {
         loss_percent: rng.below(25),
         duplicate_percent: rng.below(25),
         jobs,
+        controls,
         trouble_until: Duration::from_secs(40),
         deaths: rng.below(6),
         leader_changes: rng.below(5),
@@ -226,4 +250,35 @@ fn rates_follow_the_weights_within_ten_percent() {
             assert!(apart <= 0.1, "seed {seed}: {first} and {second}, {plans:?}");
         }
     }
+}
+
+#[test]
+fn rates_follow_weights_that_change_and_a_job_that_was_held_does_not_catch_up() {
+    let plans = vec![
+        plan("lenet", 300, 6_000, 4, 5_000),
+        plan("resnet50", 300, 6_000, 4, 5_000),
+    ];
+    let mut setting = calm(4, plans);
+    let seconds = Duration::from_secs;
+    setting.controls = vec![
+        (seconds(2), 1, JobControl::Weight(3)),
+        (seconds(4), 0, JobControl::Pause),
+        (seconds(6), 0, JobControl::Resume),
+    ];
+    let mut world = World::new(setting, 1);
+    let mut counts = Vec::new();
+    for second in [1, 2, 3, 4, 5, 6, 7] {
+        while world.now < Time(0) + seconds(second) {
+            world.step();
+        }
+        let count = |job| world.jobs.job(JobId(job)).unwrap().counted() as f64;
+        counts.push([count(0), count(1)]);
+    }
+    let gained = |second: usize, job: usize| counts[second][job] - counts[second - 1][job];
+    let near = |value: f64, wanted: f64| assert!((value - wanted).abs() < 0.1, "{counts:?}");
+    near(gained(1, 1) / gained(1, 0), 1.0);
+    near(gained(2, 1) / gained(2, 0) / 3.0, 1.0);
+    // What ran when it was held is finished.
+    assert!(gained(4, 0) <= 16.0, "{counts:?}");
+    near(gained(6, 1) / gained(6, 0) / 3.0, 1.0);
 }

@@ -81,6 +81,16 @@ impl Share {
         share
     }
 
+    /// The share relative to other jobs.
+    pub fn weight(&self) -> u32 {
+        self.weight
+    }
+
+    /// Gives another share. Its pass means nothing before it [enters](Share::enter) anew.
+    pub fn set_weight(&mut self, weight: u32) {
+        self.weight = weight.max(1);
+    }
+
     /// Most queries in one hand-out.
     pub fn batch_size(&self) -> u32 {
         self.batch

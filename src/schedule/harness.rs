@@ -14,7 +14,7 @@ use crate::types::{
     BlobId, Digest, FileName, Incarnation, JobId, NodeId, Rng, Term, Time, Version, WallTime,
 };
 use crate::wire::schedule::{
-    Assignment, AssignmentId, FinishedTask, Input, Model, Outcome, ScheduleMessage,
+    Assignment, AssignmentId, FinishedTask, Input, JobControl, Model, Outcome, ScheduleMessage,
 };
 
 pub fn node(name: &str) -> NodeId {
@@ -69,6 +69,8 @@ pub struct Setting {
     pub loss_percent: u64,
     pub duplicate_percent: u64,
     pub jobs: Vec<Plan>,
+    /// What users do with jobs that have been submitted, by their places among the plans.
+    pub controls: Vec<(Duration, usize, JobControl)>,
     /// Deaths, restarts and leader changes happen until then.
     pub trouble_until: Duration,
     pub deaths: u64,
@@ -77,6 +79,7 @@ pub struct Setting {
 
 enum Event {
     Submit(usize),
+    Control(JobId, JobControl),
     ToWorker(NodeId, u64, NodeId, ScheduleMessage),
     ToLeader(NodeId, NodeId, ScheduleMessage),
     Computed(NodeId, u64, AssignmentId, Vec<(u32, Outcome)>),
@@ -160,6 +163,9 @@ impl World {
             world.at(world.setting.jobs[number].at, Event::Submit(number));
         }
         let (until, setting) = (world.setting.trouble_until, world.setting.clone());
+        for (when, number, control) in &setting.controls {
+            world.at(*when, Event::Control(JobId(*number as u64), *control));
+        }
         for _ in 0..setting.leader_changes {
             let when = world.rng.span(Duration::ZERO, until);
             world.at(when, Event::ChangeLeader);
@@ -200,7 +206,7 @@ impl World {
 
     pub fn is_finished(&self) -> bool {
         self.jobs.jobs().count() == self.setting.jobs.len()
-            && self.jobs.jobs().all(|job| job.rows_complete())
+            && self.jobs.jobs().all(|job| job.is_final())
     }
 
     /// Runs until all jobs have their rows; panics where that takes longer than `limit`.
@@ -257,6 +263,13 @@ impl World {
         let now = self.now;
         match event {
             Event::Submit(number) => self.submit(number),
+            Event::Control(job, control) => {
+                // Refused where the job has ended.
+                let _ = self.jobs.control(job, control);
+                for (_, scheduler) in self.leaders.values_mut() {
+                    scheduler.handle_applied(&self.jobs);
+                }
+            }
             Event::ToWorker(to, life, from, message) => {
                 let machine = self.machines.get_mut(&to).filter(|m| m.life == life);
                 if let Some(machine) = machine {

@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 use super::timing::{RecentRows, Timing};
 use crate::planted::{self, Bug};
 use crate::types::{BlobId, Digest, JobId, NodeId, WallTime};
-use crate::wire::client::{JobInfo, JobStats, JobStatus, Row};
-use crate::wire::schedule::{FinishedTask, Input, Model, Outcome};
+use crate::wire::client::{JobInfo, JobStats, JobStatus, Refusal, Row};
+use crate::wire::schedule::{FinishedTask, Input, JobControl, Model, Outcome};
 
 /// Most inputs of one job; a data set with more is refused.
 pub const INPUTS_MAX: usize = 1_000_000;
@@ -57,6 +57,10 @@ pub struct Job {
     pub submitted: WallTime,
     /// When its result file was committed.
     pub completed: Option<WallTime>,
+    /// Whether a user holds it.
+    paused: bool,
+    /// Whether a user has ended it: it gets no further row.
+    cancelled: bool,
     /// What to classify, in natural order of the names.
     pub inputs: Vec<Input>,
     /// One place for each input; filled once.
@@ -95,11 +99,30 @@ impl Job {
         self.order.len() == self.inputs.len()
     }
 
+    /// Whether a user holds it.
+    pub fn is_paused(&self) -> bool {
+        self.paused
+    }
+
+    /// Whether a user has ended it.
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled
+    }
+
+    /// Whether its rows are final: all are there, or it was cancelled.
+    pub fn is_final(&self) -> bool {
+        self.cancelled || self.rows_complete()
+    }
+
     /// The status; `started` says whether the leader has handed out one of its tasks,
     /// which the log does not know before the first row.
     pub fn status(&self, started: bool) -> JobStatus {
-        if self.completed.is_some() {
+        if self.cancelled {
+            JobStatus::Cancelled
+        } else if self.completed.is_some() {
             JobStatus::Completed
+        } else if self.paused {
+            JobStatus::Paused
         } else if started || !self.order.is_empty() {
             JobStatus::InProgress
         } else {
@@ -109,6 +132,9 @@ impl Job {
 
     /// Takes the rows that are new, and returns how many they were.
     fn finish(&mut self, task: &FinishedTask, at: WallTime) -> u64 {
+        if self.cancelled {
+            return 0;
+        }
         let before = self.order.len();
         for (input, outcome) in &task.rows {
             if let Some(place) = self.rows.get_mut(*input as usize)
@@ -136,9 +162,9 @@ impl Job {
     }
 
     /// Statistics as of `now`, the leader's wall clock. `assigned` are the nodes that were
-    /// given one of its tasks in the last 10 s; they are left out once it has all rows.
+    /// given one of its tasks in the last 10 s; they are left out once its rows are final.
     pub fn stats(&self, now: WallTime, assigned: Vec<NodeId>) -> JobStats {
-        let ended = self.rows_complete();
+        let ended = self.is_final();
         let until = if ended { self.last_row } else { now };
         let lasted = until.0.saturating_sub(self.submitted.0).max(1);
         JobStats {
@@ -279,6 +305,8 @@ impl Jobs {
             weight: weight.clamp(1, WEIGHT_MAX),
             submitted: at,
             completed: None,
+            paused: false,
+            cancelled: false,
             rows: vec![None; inputs.len()],
             inputs,
             order: Vec::new(),
@@ -303,13 +331,32 @@ impl Jobs {
         new
     }
 
+    /// Carries out what a user wants with `job`, and returns its status then, as in
+    /// [`Job::status`] where the leader has handed out nothing; to do the same again changes
+    /// nothing. An error where it does not exist or its rows are final.
+    pub fn control(&mut self, job: JobId, control: JobControl) -> Result<JobStatus, Refusal> {
+        let found = self.jobs.get_mut(&job).ok_or(Refusal::UnknownJob(job))?;
+        let again = found.cancelled && control == JobControl::Cancel;
+        if found.is_final() && !again {
+            return Err(Refusal::JobEnded(job));
+        }
+        match control {
+            JobControl::Pause => found.paused = true,
+            JobControl::Resume => found.paused = false,
+            JobControl::Cancel => found.cancelled = true,
+            JobControl::Weight(weight) => found.weight = weight.clamp(1, WEIGHT_MAX),
+        }
+        self.revision += 1;
+        Ok(found.status(false))
+    }
+
     /// The result file of `job` is committed: the job has ended. Returns whether that is
     /// new. Beyond [`HISTORY_MAX`] ended jobs the one that ended first is forgotten.
     pub fn complete(&mut self, job: JobId, at: WallTime) -> bool {
         let Some(found) = self.jobs.get_mut(&job) else {
             return false;
         };
-        if found.completed.is_some() || !found.rows_complete() {
+        if found.completed.is_some() || !found.is_final() {
             return false;
         }
         found.completed = Some(at);

@@ -126,6 +126,8 @@ struct Active {
     slowest: u64,
     started: bool,
     assigned: BTreeMap<NodeId, Time>,
+    /// A user holds it: nothing more of it is handed out.
+    paused: bool,
     /// Has work for all, and a node for it.
     open: bool,
     /// Open, and no working node lacks its network.
@@ -139,9 +141,15 @@ impl Active {
         self.share.settle(served);
     }
 
+    /// Whether there is something that any node may do.
+    fn has_work_for_all(&mut self, job: &Job) -> bool {
+        // Also where it is paused: what it draws it will need.
+        self.backlog.has_work_for_all(job) && !self.paused
+    }
+
     /// Whether there is something that `node` may do; `usable` are all who could.
     fn has_work_for<'a>(&self, node: &NodeId, usable: impl Fn() -> Vec<&'a NodeId>) -> bool {
-        self.backlog.is_open_to_all() || self.backlog.is_open_to(node, &usable())
+        !self.paused && (self.backlog.is_open_to_all() || self.backlog.is_open_to(node, &usable()))
     }
 
     fn deadline(&self, queries: u64) -> Duration {
@@ -548,11 +556,18 @@ impl Scheduler {
             return;
         }
         self.revision = Some(jobs.revision());
-        let unfinished: BTreeSet<JobId> = jobs.unfinished().map(|job| job.id).collect();
+        let open = || jobs.unfinished().filter(|job| !job.is_cancelled());
+        let unfinished: BTreeSet<JobId> = open().map(|job| job.id).collect();
         self.jobs.retain(|id, _| unfinished.contains(id));
-        for job in jobs.unfinished() {
+        for job in open() {
             let known = self.jobs.entry(job.id);
             let active = known.or_insert_with(|| Active::new(job));
+            active.paused = job.is_paused();
+            if active.share.weight() != job.weight {
+                // It enters anew, so that its old lead or lag is not weighed anew.
+                active.share.set_weight(job.weight);
+                (active.open, active.compared) = (false, false);
+            }
             if active.counted != job.counted() {
                 active.counted = job.counted();
                 active.backlog.forget_rows(job);
@@ -633,6 +648,7 @@ impl Active {
             slowest: 0,
             started: false,
             assigned: BTreeMap::new(),
+            paused: job.is_paused(),
             open: false,
             compared: false,
         }

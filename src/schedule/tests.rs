@@ -9,9 +9,10 @@ use super::jobs::{Jobs, MODELS_MAX};
 use super::worker::{Worker, WorkerOutput};
 use super::{ScheduleOutput, Scheduler};
 use crate::types::{FileName, Incarnation, JobId, NodeId, Rng, Term, Time, WallTime};
-use crate::wire::client::JobStatus;
+use crate::wire::client::{JobStatus, Refusal};
 use crate::wire::schedule::{
-    AssignedInput, Assignment, AssignmentId, FinishedTask, Outcome, ScheduleMessage, WorkerStatus,
+    AssignedInput, Assignment, AssignmentId, FinishedTask, JobControl, Outcome, ScheduleMessage,
+    WorkerStatus,
 };
 
 fn answer(label: &str) -> Outcome {
@@ -767,4 +768,55 @@ fn a_restarted_worker_is_used_again() {
     scheduler.handle_message(Time(3), &jobs, &node("a"), ScheduleMessage::Status(report));
     let again = assigned(&drain(&mut scheduler, Time(3), &jobs));
     assert_eq!(indexes(&again[0].1), [0, 1]);
+}
+
+#[test]
+fn a_job_is_held_goes_on_and_is_ended() {
+    let mut jobs = one_job(6, 2);
+    let (mut scheduler, given) = busy_scheduler(&jobs, &["a"]);
+    assert_eq!(
+        jobs.control(JobId(9), JobControl::Pause),
+        Err(Refusal::UnknownJob(JobId(9)))
+    );
+    for _ in 0..2 {
+        assert_eq!(
+            jobs.control(JobId(0), JobControl::Pause),
+            Ok(JobStatus::Paused)
+        );
+    }
+    // What runs is finished and counts; nothing follows.
+    let rows = vec![(0, answer("0")), (1, answer("1"))];
+    let task = finished(0, Duration::ZERO, rows.clone());
+    scheduler.handle_message(Time(2), &jobs, &node("a"), done(&given[0].1, rows));
+    assert_eq!(assigned(&drain(&mut scheduler, Time(2), &jobs)), []);
+    assert_eq!(jobs.finish(&task, WallTime(1)), 2);
+    assert_eq!(assigned(&drain(&mut scheduler, Time(3), &jobs)), []);
+    let running = Ok(JobStatus::InProgress);
+    assert_eq!(jobs.control(JobId(0), JobControl::Resume), running);
+    let next = assigned(&drain(&mut scheduler, Time(4), &jobs));
+    assert_eq!(indexes(&next[0].1), [2, 3]);
+    assert_eq!(jobs.control(JobId(0), JobControl::Weight(7)), running);
+    assert_eq!(jobs.job(JobId(0)).unwrap().weight, 7);
+
+    // Ended: it keeps its rows and gets no more, its result is made, and only then it is over.
+    let ended = Ok(JobStatus::Cancelled);
+    assert_eq!(jobs.control(JobId(0), JobControl::Cancel), ended);
+    assert_eq!(jobs.control(JobId(0), JobControl::Cancel), ended);
+    assert_eq!(
+        jobs.control(JobId(0), JobControl::Resume),
+        Err(Refusal::JobEnded(JobId(0)))
+    );
+    let rows = vec![(2, answer("2")), (3, answer("3"))];
+    let task = finished(0, Duration::ZERO, rows.clone());
+    scheduler.handle_message(Time(5), &jobs, &node("a"), done(&next[0].1, rows));
+    let outputs = drain(&mut scheduler, Time(5), &jobs);
+    assert_eq!(outputs.len(), 1, "the result is acknowledged: {outputs:?}");
+    assert_eq!(jobs.finish(&task, WallTime(2)), 0);
+    assert_eq!(jobs.job(JobId(0)).unwrap().counted(), 2);
+    assert!(jobs.complete(JobId(0), WallTime(3)));
+    assert_eq!(jobs.unfinished().count(), 0);
+    assert_eq!(
+        jobs.job(JobId(0)).unwrap().status(true),
+        JobStatus::Cancelled
+    );
 }

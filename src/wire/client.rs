@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::schedule::{Model, Outcome};
+use super::schedule::{JobControl, Model, Outcome};
 use super::store::{Located, Target, Upload};
 use crate::types::{
     BlobId, Digest, FileName, Incarnation, Index, JobId, MemberState, NodeId, RequestId, Server,
@@ -148,6 +148,15 @@ pub enum Request {
         batch: u32,
         /// Share relative to other jobs.
         weight: u32,
+    },
+    /// Hold a job, let it go on, end it, or give it another share.
+    Control {
+        /// Names this command.
+        request: RequestId,
+        /// The job.
+        job: JobId,
+        /// What is to be done.
+        control: JobControl,
     },
     /// All jobs.
     Jobs,
@@ -545,6 +554,8 @@ pub enum Reply {
     Models(Vec<ModelState>),
     /// To `Submit`.
     Submitted(JobId),
+    /// To `Control`: the job's status after it.
+    Status(JobStatus),
     /// To `Jobs`.
     Jobs(Vec<JobInfo>),
     /// To `JobStats`.
@@ -636,6 +647,9 @@ pub enum Refusal {
     /// No such job.
     #[error("no job {0}: `job_info` lists the jobs")]
     UnknownJob(JobId),
+    /// The job has all its rows or was cancelled: nothing is left to be done with it.
+    #[error("job {0} has ended: it has its final result")]
+    JobEnded(JobId),
     /// More requests than the node takes at once.
     #[error("the node is busy: try again")]
     Busy,

@@ -95,6 +95,13 @@ pub enum JobCommand {
         /// When, by the leader's wall clock.
         at: WallTime,
     },
+    /// A user holds a job, lets it go on, ends it, or gives it another share.
+    Control {
+        /// The job.
+        job: JobId,
+        /// What is to be done.
+        control: JobControl,
+    },
     /// The result file is committed.
     Completed {
         /// The job.
@@ -102,6 +109,19 @@ pub enum JobCommand {
         /// When, by the leader's wall clock.
         at: WallTime,
     },
+}
+
+/// What a user may do with a job that has not ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum JobControl {
+    /// Hand out no more of its tasks; those that run are finished.
+    Pause,
+    /// Hand out its tasks again.
+    Resume,
+    /// End it: the rows that it has are its result.
+    Cancel,
+    /// Its share relative to other jobs from now on.
+    Weight(u32),
 }
 
 /// Names one hand-out of one task: unique in a cluster.

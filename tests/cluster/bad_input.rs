@@ -27,6 +27,8 @@ fn each_mistake_gets_its_own_words() {
             "no model \"lenet\" is published",
         ),
         (&["tail", "7", "3"], "no job 7"),
+        (&["pause", "7"], "no job 7"),
+        (&["weight", "7", "2000"], "from 1 to 1000"),
         (&["upload_data", "absent/x.png", "3"], "absent"),
         (&["train", "vgg"], "vgg"),
     ] {
@@ -38,7 +40,8 @@ fn each_mistake_gets_its_own_words() {
         &["put", "a"],
         &["infer", "lenet", "x.png", "0"],
         &["grep"],
-        &["pause", "0"],
+        &["pause", "x"],
+        &["explain", "0"],
     ] {
         let said = cluster.dlc("n1", words);
         assert_eq!(said.status, 2, "{words:?}: {said:?}");

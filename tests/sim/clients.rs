@@ -15,6 +15,7 @@ use dlc::wire::client::{Refusal, Reply, Request};
 use dlc::wire::schedule::Model;
 
 use crate::cluster::Sim;
+use crate::controls::Controls;
 use crate::history::{Histories, History};
 use crate::host::Waiter;
 use crate::linearizability::Told;
@@ -36,6 +37,8 @@ pub struct Clients {
     pub succeeded: BTreeMap<&'static str, u64>,
     /// Jobs whose submission was answered, with their data set.
     pub jobs: Vec<(JobId, String)>,
+    /// What was done with them.
+    pub controls: Controls,
     /// Highest count that was told for each job.
     pub counts: BTreeMap<JobId, u64>,
     next: u64,
@@ -256,6 +259,7 @@ impl Sim {
         let known: Vec<JobId> = self.clients.jobs.iter().map(|(job, _)| *job).collect();
         let began = self.now;
         let read = self.clients.submissions.begin(began, None);
+        let asked = self.clients.controls.clone();
         self.ask(host, Request::Jobs, move |sim, reply| {
             let Some(Reply::Jobs(jobs)) = reply else {
                 return;
@@ -264,6 +268,10 @@ impl Sim {
             let told = newest.map_or(Told::Nothing, |newest| Told::Found(newest, None));
             sim.clients.submissions.end(read, began, sim.now, told);
             sim.succeed("job_info");
+            let controls = &sim.clients.controls;
+            if let Some(what) = jobs.iter().find_map(|job| controls.wrong_info(&asked, job)) {
+                sim.violate("P7", what);
+            }
             if let Some(lost) = known
                 .iter()
                 .find(|id| jobs.iter().all(|job| job.job != **id))
@@ -280,12 +288,16 @@ impl Sim {
     pub fn job_stats(&mut self, host: HostId) {
         self.begin("job_stats");
         let before = self.clients.counts.clone();
+        let asked = self.clients.controls.clone();
         self.ask(host, Request::JobStats, move |sim, reply| {
             let Some(Reply::JobStats(jobs)) = reply else {
                 return;
             };
             sim.succeed("job_stats");
             for stats in jobs {
+                if let Some(what) = sim.clients.controls.wrong_stats(&asked, &stats) {
+                    return sim.violate("P7", what);
+                }
                 let least = before.get(&stats.job).copied().unwrap_or(0);
                 if stats.count > stats.total || stats.count < least {
                     let (count, total) = (stats.count, stats.total);

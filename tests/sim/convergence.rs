@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use dlc::types::{BlobId, FileName, JobId, MemberState, REPLICAS, Server, Time, Version};
-use dlc::wire::client::{JobStatus, Reply, Request, Row};
+use dlc::wire::client::{Reply, Request, Row};
 use dlc::wire::schedule::Outcome;
 
 use crate::cluster::Sim;
@@ -69,9 +69,7 @@ impl Sim {
             .or_else(|| self.surplus_copies(leader))
             .or_else(|| {
                 let jobs = &self.hosts[leader].process()?.node.state().jobs;
-                let open = jobs
-                    .jobs()
-                    .find(|job| job.status(true) != JobStatus::Completed)?;
+                let open = jobs.jobs().find(|job| job.completed.is_none())?;
                 Some(("P7", format!("job {} is {:?}", open.id, open.status(true))))
             })
     }
@@ -298,14 +296,16 @@ impl Sim {
             return Some(format!("{job}.csv begins with {:?}", text.lines().next()));
         };
         let lines: Vec<&str> = body.lines().collect();
-        if lines.len() != record.inputs.len() {
+        let (rows, inputs) = (record.counted(), record.inputs.len());
+        if lines.len() as u64 != rows || (lines.len() != inputs && !record.is_cancelled()) {
             return Some(format!(
-                "{job}.csv has {} rows for {} inputs",
+                "{job}.csv has {} rows, {rows} were counted of {inputs} inputs",
                 lines.len(),
-                record.inputs.len()
             ));
         }
-        for (input, line) in record.inputs.iter().zip(lines) {
+        let with_row = (0..).zip(&record.inputs);
+        let with_row = with_row.filter(|(input, _)| record.has_row(*input));
+        for ((_, input), line) in with_row.zip(lines) {
             let right = Row {
                 file: input.name.clone(),
                 outcome: classify(input.digest),

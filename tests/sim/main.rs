@@ -14,6 +14,7 @@ mod clients;
 mod clock;
 mod cluster;
 mod connections;
+mod controls;
 mod convergence;
 mod devices;
 mod disk;

@@ -7,9 +7,11 @@
 use std::time::Duration;
 
 use dlc::types::{FileName, Rng, Time};
+use dlc::wire::schedule::JobControl;
 
 use crate::clients::Content;
 use crate::cluster::Sim;
+use crate::controls;
 use crate::faults::Fault;
 use crate::network::HostId;
 
@@ -43,6 +45,8 @@ pub enum Operation {
     Upload(String, u64),
     /// Start a job with a batch size and a weight.
     Infer(String, u32, u32),
+    /// Do that with one of the jobs.
+    Control(u64, JobControl),
     /// The jobs.
     JobInfo,
     /// Their statistics.
@@ -129,6 +133,13 @@ impl Plan {
                 operations.push((at, Operation::Infer(format!("set{set}.png"), batch, weight)));
             }
         }
+        for _ in 0..random.below(8) {
+            let at = between(random, Duration::from_secs(13), HEAL_AT);
+            operations.push((
+                at,
+                Operation::Control(random.below(8), controls::draw(random)),
+            ));
+        }
         let service = Duration::from_millis(1 + random.below(150));
         let crash_stop = nodes == 4 && faults.chance(50);
         let faults = match crash_stop {
@@ -197,6 +208,7 @@ impl Sim {
             self.after(at, move |sim| sim.strike(fault));
         }
         self.after(HEAL_AT, Sim::heal);
+        self.after(HEAL_AT + Duration::from_secs(1), Sim::resume_all);
         self.after(
             END.saturating_sub(Duration::from_secs(8)),
             Sim::look_for_convergence,
@@ -248,6 +260,7 @@ impl Sim {
                 let model = if batch % 2 == 0 { "lenet" } else { "resnet50" };
                 self.infer(host, model, dataset, batch, weight);
             }
+            Operation::Control(pick, control) => self.control(host, pick, control),
             Operation::JobInfo => self.job_info(host),
             Operation::JobStats => self.job_stats(host),
         }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use clap::Parser;
 use dlc::config::KeyArgument;
 use dlc::console::client::{Client, ClientError};
-use dlc::console::{command, run, stdin};
+use dlc::console::{command, place, run, stdin};
 
 /// Runs one command on a running node of the cluster. `dlc help` lists the commands.
 #[derive(Parser)]
@@ -53,6 +53,14 @@ fn main() -> ExitCode {
         }
         Err(why) => return fail(2, &why),
     };
+    // What is not whole yet goes; a node that hears no more of this client ends its uploads.
+    let interrupted = || {
+        place::abandon_all();
+        std::process::exit(130);
+    };
+    if let Err(error) = ctrlc::set_handler(interrupted) {
+        return fail(1, &format!("cannot handle signals: {error}"));
+    }
     match run::run(&mut Client::new(addr), &command, &mut ask) {
         Ok(answer) if arguments.json => say(&answer.json.to_string()),
         Ok(answer) => say(&answer.text),

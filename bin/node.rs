@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use dlc::config::NodeArguments;
-use dlc::console::stdin;
+use dlc::console::{place, stdin};
 use dlc::models::{engine, trial};
 use dlc::threads::{self, Settings, Torch};
 
@@ -46,5 +46,8 @@ fn run(arguments: &NodeArguments, settings: Settings) -> anyhow::Result<()> {
                 stopper.stop();
             }
         })?;
-    running.wait().map_err(anyhow::Error::msg)
+    let ended = running.wait().map_err(anyhow::Error::msg);
+    // Downloads of its console.
+    place::abandon_all();
+    ended
 }

@@ -42,7 +42,11 @@ pub fn download(client: &mut Client, dataset: &str, folder: &str) -> Result<u64,
         after = Some(last.name.clone());
         bar.inc_length(files.len() as u64);
         done += files.len() as u64;
-        page(client, dataset, folder, &files, &bar).inspect_err(|_| bar.abandon())?;
+        page(client, dataset, folder, &files, &bar).map_err(|error| {
+            bar.abandon();
+            let (there, folder) = (bar.position(), folder.display());
+            ClientError::Other(format!("{error} ({there} files are in {folder})"))
+        })?;
     }
 }
 

@@ -33,7 +33,8 @@ pub enum ClientError {
     },
     /// The node went away, or does not speak our protocol.
     #[error(
-        "the node at {addr} broke off ({why}): whether the command was carried out is not known"
+        "the node at {addr} broke off ({why}): if this was to change something, look whether it has \
+         before you repeat it; another node may be asked with --node"
     )]
     BrokenOff {
         /// Where.

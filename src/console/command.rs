@@ -331,11 +331,11 @@ pub fn parse(words: &[String]) -> Result<Option<Command>, UsageError> {
         ("job_info", []) => Command::JobInfo,
         ("job_stats", []) => Command::JobStats,
         ("upload_data", [dataset, count]) => Command::UploadData {
-            dataset: (*dataset).into(),
+            dataset: data_set("upload_data", dataset)?,
             count: number("upload_data", "COUNT", count)?,
         },
         ("download_data", [dataset, folder]) => Command::DownloadData {
-            dataset: (*dataset).into(),
+            dataset: data_set("download_data", dataset)?,
             folder: (*folder).into(),
         },
         ("tail", [job, rows]) => Command::Tail {
@@ -364,6 +364,19 @@ pub fn parse(words: &[String]) -> Result<Option<Command>, UsageError> {
         (unknown, _) => return Err(UsageError::Unknown(unknown.into())),
     };
     Ok(Some(command))
+}
+
+/// A data set: `lenet.png`, with or without a folder before it.
+fn data_set(command: &'static str, word: &str) -> Result<String, UsageError> {
+    match word.is_empty() || word.ends_with('/') {
+        false => Ok(word.into()),
+        true => Err(UsageError::Word {
+            what: "DATASET",
+            got: word.into(),
+            expected: "data set, such as lenet.png",
+            usage: usage(command),
+        }),
+    }
 }
 
 fn control(name: &'static str, job: &str, control: JobControl) -> Result<Command, UsageError> {
@@ -478,6 +491,8 @@ mod tests {
             ("keep-versions some", "\"some\""),
             ("tail x 3", "job number"),
             ("put 'a b", "quote"),
+            ("upload_data dir/ 3", "no data set"),
+            ("download_data '' out", "no data set"),
         ] {
             assert!(
                 line(bad).unwrap_err().contains(says),

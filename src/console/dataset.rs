@@ -61,11 +61,6 @@ fn matches(folder: &Path, pattern: &str) -> Result<Vec<PathBuf>, ClientError> {
 /// Stores `count` files of the data set; gives how many were stored.
 pub fn upload(client: &mut Client, dataset: &str, count: u64) -> Result<u64, ClientError> {
     let (folder, pattern) = pattern(dataset);
-    if pattern.is_empty() {
-        return Err(ClientError::Other(format!(
-            "{dataset:?} names a folder, not a data set: give DIR/NAME.EXT"
-        )));
-    }
     let files = matches(Path::new(folder), pattern)?;
     let wanted = Pattern::new(pattern);
     let (stem, extension) = (wanted.stem(), wanted.extension());

@@ -11,7 +11,7 @@ pub mod client;
 pub mod command;
 pub mod dataset;
 mod fsck;
-mod place;
+pub mod place;
 mod progress;
 mod rebuild;
 pub mod run;

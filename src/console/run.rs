@@ -70,7 +70,7 @@ pub fn run(client: &mut Client, command: &Command, ask: Ask) -> Result<Answer, C
         Command::JobStats => job_stats(client),
         Command::UploadData { dataset, count } => {
             let uploaded = dataset::upload(client, dataset, *count)?;
-            let text = "dataset uploaded successfully";
+            let text = format!("dataset uploaded successfully\n{uploaded} files");
             answer(
                 text,
                 json!({ "dataset": dataset::pattern(dataset).1, "uploaded": uploaded }),
@@ -341,7 +341,12 @@ fn under(client: &mut Client) -> Result<Answer, ClientError> {
     let eta = match (under.total, under.rate) {
         (0, _) => Some(0),
         (_, 0) => None,
-        (_, rate) => Some(under.bytes.div_ceil(rate)),
+        (_, rate) => (under.bytes > 0).then(|| under.bytes.div_ceil(rate)),
+    };
+    let gone = under.files.iter().filter(|short| short.copies == 0).count();
+    let gone = match gone {
+        0 => String::new(),
+        gone => format!("; {gone} have no copy on a live node and wait for one that has"),
     };
     let rows = under.files.iter().map(|short| {
         let name = tables::versioned(short.file.as_str(), short.version);
@@ -356,7 +361,7 @@ fn under(client: &mut Client) -> Result<Answer, ClientError> {
     let text = match under.total {
         0 => left,
         total => format!(
-            "{}\n{total} versions, {} missing; repaired at {}/s, {left}",
+            "{}\n{total} versions, {} missing; repaired at {}/s, {left}{gone}",
             tables::table(&titles, rows),
             HumanBytes(under.bytes),
             HumanBytes(under.rate)

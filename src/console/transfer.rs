@@ -20,7 +20,7 @@ use super::client::{CONNECT_TIMEOUT, Client, ClientError};
 use super::place::Place;
 use super::progress;
 use crate::store::download::{Download, DownloadOutput, Downloaded};
-use crate::store::upload::{TransferId, Upload, UploadFile, UploadOutput};
+use crate::store::upload::{TransferError, TransferId, Upload, UploadFile, UploadOutput};
 use crate::types::{BlobId, Digest, FileName, REPLICAS, Time};
 use crate::wire::client::{Receipt, Refusal, Reply, Request};
 use crate::wire::peer::{BlobHeader, BlobReply, BlobRequest, Purpose};
@@ -154,7 +154,7 @@ enum Event {
     /// It has been sent everything.
     Sent(TransferId),
     /// It has everything on disk, or failed.
-    Stored(TransferId, Result<Vec<Digest>, String>),
+    Stored(TransferId, Result<Vec<Digest>, TransferError>),
     /// This client's own digest of a file.
     Hashed(usize, Digest, u64),
     /// A local file could not be read: the put ends.
@@ -253,7 +253,7 @@ impl Putting<'_> {
             Event::Stored(id, end) => {
                 if let Err(why) = &end {
                     log::info!("{why}");
-                    self.failed = Some(why.clone());
+                    self.failed = Some(why.to_string());
                 }
                 self.upload.handle_stored(now, id, end);
             }
@@ -306,12 +306,15 @@ fn spawn_transfer(
     events: Sender<Event>,
 ) {
     std::thread::spawn(move || {
-        let failed = |why| Event::Stored(id, Err(format!("{}: {why}", target.server.node)));
+        let at_target = |why: String| format!("{}: {why}", target.server.node);
+        let failed = |error| Event::Stored(id, Err(error));
         let event = match send(id, &target, &wanted, &files, &events) {
             Ok(digests) => Event::Stored(id, Ok(digests)),
             Err(ReadError::Local(path, why)) => Event::Local(path, why),
-            Err(ReadError::Wire(error)) => failed(error.to_string()),
-            Err(ReadError::Refused(why)) => failed(why),
+            Err(ReadError::Wire(error)) => {
+                failed(TransferError::Broken(at_target(error.to_string())))
+            }
+            Err(ReadError::Refused(why)) => failed(TransferError::Refused(at_target(why))),
         };
         let _ = events.send(event);
     });

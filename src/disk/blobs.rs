@@ -86,6 +86,13 @@ impl Blobs {
     fn scan(&self) -> Result<Vec<BlobId>, DiskError> {
         let mut held = Vec::new();
         for folder in entries(&self.blobs)? {
+            if !folder.is_dir() {
+                log::warn!(
+                    "{} does not belong here and is left alone",
+                    folder.display()
+                );
+                continue;
+            }
             for path in entries(&folder)? {
                 match self.opened(&path) {
                     Ok((_, trailer)) if self.file(trailer.blob) == path => held.push(trailer.blob),

@@ -10,8 +10,8 @@ use crate::consensus;
 use crate::schedule::jobs::Job;
 use crate::types::{BlobId, FileName, JobId, NodeId};
 use crate::wire::client::{
-    Holding, JobInfo, JobStatus, LOCATED_MAX, LogState, MemberInfo, ModelState, ROWS_MAX, Receipt,
-    Refusal, Reply, Request, Role, Row, SURVEY_FOLDERS, UNDER_MAX, Under, UnderFile,
+    Held, Holding, JobInfo, JobStatus, LOCATED_MAX, LogState, MemberInfo, ModelState, ROWS_MAX,
+    Receipt, Refusal, Reply, Request, Role, Row, SURVEY_FOLDERS, UNDER_MAX, Under, UnderFile,
 };
 use crate::wire::peer::{Change, Command};
 use crate::wire::store::CatalogCommand;
@@ -185,7 +185,12 @@ impl Node {
                 None => orphaned += 1,
             }
         }
-        Reply::Held { copies, orphaned }
+        let lost = self.lost;
+        Reply::Held(Held {
+            copies,
+            orphaned,
+            lost,
+        })
     }
 
     /// The versions with too few copies.
@@ -200,7 +205,10 @@ impl Node {
         let short = leading.repair.under(&self.state.catalog, &self.view);
         for (record, copies, wanted) in short {
             under.total += 1;
-            under.bytes += record.bytes * (wanted - copies) as u64;
+            // What is nowhere cannot be copied.
+            if copies > 0 {
+                under.bytes += record.bytes * (wanted - copies) as u64;
+            }
             if under.files.len() < UNDER_MAX {
                 under.files.push(UnderFile {
                     file: record.name.clone(),

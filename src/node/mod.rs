@@ -73,6 +73,8 @@ pub struct Node {
     /// Number of the last question about surplus copies. Another in each life: answers to the
     /// former life may still come.
     ask: u64,
+    /// Copies that were found to be wrong or gone in this life.
+    lost: u64,
     /// See [`Start::snapshot_bytes`].
     snapshot_bytes: usize,
     /// See [`Start::crash_stop`].
@@ -154,6 +156,7 @@ impl Node {
             leading: None,
             report_at: now,
             ask: seeds.next_u64(),
+            lost: 0,
             snapshot_bytes: start.snapshot_bytes,
             crash_stop: start.crash_stop,
             outputs,
@@ -211,6 +214,7 @@ impl Node {
             Input::Corrupt(_) if planted::is(Bug::DecayIgnored) => {}
             Input::Corrupt(blob) => {
                 if self.replica.handle_corrupt(blob) {
+                    self.lost += 1;
                     self.report(Vec::new(), vec![blob]);
                 }
             }

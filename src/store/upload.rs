@@ -64,6 +64,17 @@ pub enum UploadOutput {
     Done(Result<Vec<Receipt>, Refusal>),
 }
 
+/// Why a target has not stored what it was sent.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TransferError {
+    /// Its connection broke: nobody knows how it is.
+    #[error("{0}")]
+    Broken(String),
+    /// It said why; it is there.
+    #[error("{0}")]
+    Refused(String),
+}
+
 /// A question and what its answer is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Question {
@@ -81,6 +92,37 @@ struct FileState {
     /// What targets say they have stored, until the own digest is known.
     claimed: Vec<(Server, Digest)>,
     stored: Vec<Server>,
+    /// Targets that stored other bytes than were read here, in all attempts.
+    differing: u32,
+    /// Targets that it was given at first.
+    wanted: usize,
+    /// What the last target said that refused it; none where one was lost besides.
+    refusal: Option<String>,
+    lost: bool,
+}
+
+impl FileState {
+    fn new(file: UploadFile) -> FileState {
+        FileState {
+            file,
+            digest: None,
+            blob: None,
+            claimed: Vec::new(),
+            stored: Vec::new(),
+            differing: 0,
+            wanted: 0,
+            refusal: None,
+            lost: false,
+        }
+    }
+
+    /// Why it cannot have enough copies: all targets are there, and some refuse it.
+    fn hopeless(&self) -> Option<Refusal> {
+        let why = self.refusal.as_ref().filter(|_| !self.lost)?;
+        let (stored, wanted, name) = (self.stored.len(), self.wanted, &self.file.name);
+        let only = || format!("only {stored} of {wanted} copies of {name:?} have a place: {why}");
+        (stored < wanted).then(|| Refusal::Failed(only()))
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -110,17 +152,10 @@ impl Upload {
     /// Starts to put `files`, at most [`PUT_FILES_MAX`]. `request` and the
     /// [`ATTEMPTS_MAX`] - 1 numbers after it are this upload's.
     pub fn new(files: Vec<UploadFile>, request: RequestId, now: Time) -> Upload {
-        let state = |file| FileState {
-            file,
-            digest: None,
-            blob: None,
-            claimed: Vec::new(),
-            stored: Vec::new(),
-        };
         let mut upload = Upload {
             request,
             attempt: 0,
-            files: files.into_iter().map(state).collect(),
+            files: files.into_iter().map(FileState::new).collect(),
             ask: Ask::default(),
             asked: None,
             questions: VecDeque::new(),
@@ -158,6 +193,7 @@ impl Upload {
                 let mut targets = Vec::new();
                 for (index, placement) in placements.into_iter().enumerate() {
                     self.files[index].blob = Some(placement.blob);
+                    self.files[index].wanted = placement.targets.len();
                     targets.extend(placement.targets.into_iter().map(|t| (t, index)));
                 }
                 self.transfer(now, targets);
@@ -190,11 +226,7 @@ impl Upload {
         }
         let state = &mut self.files[index];
         if state.file.bytes != bytes || state.digest.is_some_and(|known| known != digest) {
-            let name = &state.file.name;
-            let changed =
-                format!("the local file of {name:?} changed while it was read: put it again");
-            self.give_up(Refusal::Failed(changed));
-            return;
+            return self.give_up_changed(index);
         }
         state.digest = Some(digest);
         for (server, claimed) in std::mem::take(&mut state.claimed) {
@@ -225,7 +257,12 @@ impl Upload {
 
     /// The end of an exchange: the digests as the target computed them, in order, once all
     /// is on its disk; or why it failed.
-    pub fn handle_stored(&mut self, now: Time, id: TransferId, end: Result<Vec<Digest>, String>) {
+    pub fn handle_stored(
+        &mut self,
+        now: Time,
+        id: TransferId,
+        end: Result<Vec<Digest>, TransferError>,
+    ) {
         let Some(transfer) = self.transfers.remove(&id) else {
             return;
         };
@@ -236,7 +273,16 @@ impl Upload {
                     self.claim(index, server.clone(), digest);
                 }
             }
-            _ => self.replace(transfer.files, server),
+            end => {
+                for index in &transfer.files {
+                    let state = &mut self.files[*index];
+                    match &end {
+                        Err(TransferError::Refused(why)) => state.refusal = Some(why.clone()),
+                        _ => state.lost = true,
+                    }
+                }
+                self.replace(transfer.files, server);
+            }
         }
         self.advance(now);
     }
@@ -277,6 +323,9 @@ impl Upload {
         for id in stalled {
             if let Some(transfer) = self.transfers.remove(&id) {
                 self.outputs.push_back(UploadOutput::Cancel(id));
+                for index in &transfer.files {
+                    self.files[*index].lost = true;
+                }
                 self.replace(transfer.files, transfer.target.server);
             }
         }
@@ -301,6 +350,12 @@ impl Upload {
         }
         let read = self.files.iter().all(|state| state.digest.is_some());
         let idle = self.transfers.is_empty() && self.questions.is_empty();
+        if idle
+            && read
+            && let Some(why) = self.files.iter().find_map(FileState::hopeless)
+        {
+            return self.give_up(why);
+        }
         let commit = (idle && read).then_some(Question::Commit);
         let Some(question) = self.questions.pop_front().or(commit) else {
             return;
@@ -363,12 +418,31 @@ impl Upload {
 
     /// `server` says it stored the file; believed where the digests agree.
     fn claim(&mut self, index: usize, server: Server, claimed: Digest) {
+        if self.done {
+            return;
+        }
         let state = &mut self.files[index];
         match state.digest {
             None => state.claimed.push((server, claimed)),
             Some(digest) if digest == claimed => state.stored.push(server),
-            Some(_) => self.replace(vec![index], server),
+            Some(_) => {
+                state.differing += 1;
+                // One may be wrong; two read another file than was read here.
+                if state.differing > 1 {
+                    return self.give_up_changed(index);
+                }
+                self.replace(vec![index], server);
+            }
         }
+    }
+
+    fn give_up_changed(&mut self, index: usize) {
+        let name = &self.files[index].file.name;
+        let changed = format!(
+            "the local file of {name:?} changed while it was read: put it again when nobody writes \
+             to it"
+        );
+        self.give_up(Refusal::Failed(changed));
     }
 
     /// Asks for other targets in place of `failed`, in one question for all its files.
@@ -401,6 +475,7 @@ impl Upload {
                 state.blob = None;
                 state.claimed.clear();
                 state.stored.clear();
+                (state.refusal, state.lost) = (None, false);
             }
             self.questions.push_back(Question::Begin);
             self.advance(now);

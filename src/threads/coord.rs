@@ -48,6 +48,8 @@ pub(super) enum Ask {
         /// For the answer; room for one.
         reply: Sender<Reply>,
     },
+    /// The copy of this blob is not what it should be, or is gone.
+    Corrupt(BlobId),
     /// Uploaded blobs are on disk.
     Stored {
         /// The blobs.
@@ -204,6 +206,7 @@ impl Coordinator {
                 self.waiting.insert(token, Waiting::Reply(reply));
                 Input::Request { token, request }
             }
+            Ask::Corrupt(blob) => Input::Corrupt(blob),
             Ask::Stored { blobs, noted } => {
                 self.waiting.insert(token, Waiting::Noted(noted));
                 Input::Stored { token, blobs }

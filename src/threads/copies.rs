@@ -14,10 +14,9 @@ use super::coord::Ask;
 use super::counters::{add, count};
 use super::crew::Crew;
 use crate::disk::{Blobs, DiskError};
-use crate::node::io::Input;
 use crate::types::{BlobId, Time};
 use crate::wire::CHUNK_MAX;
-use crate::wire::client::{Reply, Request, SURVEY_FOLDERS};
+use crate::wire::client::{Held, Reply, Request, SURVEY_FOLDERS};
 
 /// Room in a queue that is full must come within this time.
 const ROOM: Duration = Duration::from_secs(1);
@@ -31,21 +30,19 @@ const LOOK: Duration = Duration::from_millis(250);
 pub(super) struct Copies {
     pub(super) blobs: Arc<Blobs>,
     pub(super) shared: Arc<Shared>,
-    pub(super) results: Sender<Input>,
     pub(super) asks: Sender<Ask>,
 }
 
 impl Copies {
-    /// The copies in one folder with their bytes, and how many others are there; none where the
-    /// core does not answer.
-    pub(super) fn held(&self, folder: u8) -> Option<(Vec<(BlobId, u64)>, u64)> {
+    /// The copies in one folder; none where the core does not answer.
+    pub(super) fn held(&self, folder: u8) -> Option<Held> {
         let (reply, answers) = bounded(1);
         let request = Request::Held(folder);
         self.asks
             .send_timeout(Ask::Request { request, reply }, ROOM)
             .ok()?;
         match answers.recv_timeout(LISTED) {
-            Ok(Reply::Held { copies, orphaned }) => Some((copies, orphaned)),
+            Ok(Reply::Held(held)) => Some(held),
             _ => None,
         }
     }
@@ -86,7 +83,7 @@ impl Copies {
     fn is_listed(&self, blob: BlobId) -> bool {
         let folder = (blob.counter % u64::from(SURVEY_FOLDERS)) as u8;
         let listed = self.held(folder);
-        listed.is_some_and(|(copies, _)| copies.iter().any(|(held, _)| *held == blob))
+        listed.is_some_and(|listed| listed.copies.iter().any(|(held, _)| *held == blob))
     }
 
     /// Tells the core where `error` means that the copy is lost. Gives the error back.
@@ -98,7 +95,7 @@ impl Copies {
                 log::error!("{error}");
             }
             // The core has the copy made anew; where it has gone, nobody needs to know.
-            let _ = self.results.send_timeout(Input::Corrupt(blob), ROOM);
+            let _ = self.asks.send_timeout(Ask::Corrupt(blob), ROOM);
         }
         error
     }
@@ -119,7 +116,7 @@ impl Copies {
 
     /// Checks the copies of one folder, spread over `slot`. An error means to stop.
     fn scrub_folder(&self, folder: u8, begun: Time, slot: Duration) -> Result<(), Stopping> {
-        let (copies, _) = self.held(folder).unwrap_or_default();
+        let copies = self.held(folder).unwrap_or_default().copies;
         let total: u64 = copies.iter().map(|(_, bytes)| bytes).sum();
         let mut done = 0;
         for (blob, _) in copies {

@@ -4,6 +4,7 @@
 //! on disk and the core has noted it. Leaves to others: everything that a message means;
 //! handlers never dial out.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
@@ -136,7 +137,28 @@ impl Files {
         Ok(())
     }
 
+    /// Serves a client until its connection ends, and then gives up what it has begun to upload:
+    /// nobody else can commit that.
     fn serve_client(&self, connection: &mut Connection<'_>) -> Result<(), WireError> {
+        let mut begun = BTreeSet::new();
+        let served = self.serve_requests(connection, &mut begun);
+        let begun: Vec<BlobId> = begun.into_iter().collect();
+        for blobs in begun.chunks(PUT_FILES_MAX) {
+            let request = Request::PutAbort(blobs.to_vec());
+            // Whether it is done is nobody's question; what is being committed stays.
+            let (reply, _) = bounded(1);
+            let _ = self
+                .asks
+                .send_timeout(Ask::Request { request, reply }, ROOM);
+        }
+        served
+    }
+
+    fn serve_requests(
+        &self,
+        connection: &mut Connection<'_>,
+        begun: &mut BTreeSet<BlobId>,
+    ) -> Result<(), WireError> {
         while connection.wait_for_frame()? {
             let request: Request = read_message(&mut connection.reader)?;
             let reply = match request {
@@ -150,7 +172,23 @@ impl Files {
                     weights,
                     offset,
                 } => Some(self.models.read(&name, weights, offset)),
-                request => self.ask(connection, request),
+                request => {
+                    let ended: Vec<BlobId> = match &request {
+                        Request::PutCommit { files, .. } => {
+                            files.iter().map(|it| it.blob).collect()
+                        }
+                        Request::PutAbort(blobs) => blobs.clone(),
+                        _ => Vec::new(),
+                    };
+                    let reply = self.ask(connection, request);
+                    if let Some(Reply::Placements(placements)) = &reply {
+                        begun.extend(placements.iter().map(|placement| placement.blob));
+                    }
+                    if let Some(Reply::Receipts(_) | Reply::Done) = &reply {
+                        begun.retain(|blob| !ended.contains(blob));
+                    }
+                    reply
+                }
             };
             match reply {
                 Some(reply) => answer(connection, &reply)?,
@@ -186,15 +224,20 @@ impl Files {
     /// Checks all copies; tells the client every second how far it has come.
     fn verify(&self, connection: &mut Connection<'_>) -> Result<Reply, WireError> {
         let mut verified = Verified::default();
+        let lost = |copies: &Copies| copies.held(0).map(|held| held.lost);
+        let Some(lost_before) = lost(&self.copies) else {
+            return Ok(Reply::Refused(Refusal::Busy));
+        };
         let clock = self.shared.clock;
         let mut told = clock.now();
         for folder in 0..SURVEY_FOLDERS {
-            let Some((copies, orphaned)) = self.copies.held(folder as u8) else {
+            let Some(held) = self.copies.held(folder as u8) else {
                 return Ok(Reply::Refused(Refusal::Busy));
             };
-            verified.orphaned += orphaned;
-            for (blob, bytes) in copies {
-                let checked = self.copies.check(blob, |_| {
+            verified.orphaned += held.orphaned;
+            for (blob, bytes) in held.copies {
+                // What is wrong with it is told to the core.
+                let _ = self.copies.check(blob, |_| {
                     self.goes_on()?;
                     if told + VERIFYING <= clock.now() {
                         told = clock.now();
@@ -204,9 +247,13 @@ impl Files {
                 })?;
                 verified.copies += 1;
                 verified.bytes += bytes;
-                verified.corrupt += u64::from(checked.is_err());
             }
         }
+        // Also those that somebody else has found meanwhile: a repair that wanted to read them.
+        let Some(lost_after) = lost(&self.copies) else {
+            return Ok(Reply::Refused(Refusal::Busy));
+        };
+        verified.corrupt = lost_after.saturating_sub(lost_before);
         Ok(Reply::Verified(verified))
     }
 

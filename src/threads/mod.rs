@@ -425,7 +425,6 @@ fn spawn(
     let copies = Copies {
         blobs: blobs.clone(),
         shared: shared.clone(),
-        results: results.clone(),
         asks: asks.clone(),
     };
     if let Some(period) = settings.scrub {

@@ -232,7 +232,6 @@ fn workers(blobs: Arc<Blobs>) -> Workers {
     let copies = Copies {
         blobs,
         shared: shared.clone(),
-        results: results.clone(),
         asks: bounded(1).0,
     };
     let preparing = Prepare {

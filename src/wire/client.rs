@@ -304,6 +304,17 @@ pub struct UnderFile {
     pub wanted: u64,
 }
 
+/// The copies in one folder of a node's disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// Those that the catalog names, and their lengths in bytes.
+    pub copies: Vec<(BlobId, u64)>,
+    /// How many others there are.
+    pub orphaned: u64,
+    /// How many copies in all folders were found to be wrong or gone since the node started.
+    pub lost: u64,
+}
+
 /// What a check of all copies on a node found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verified {
@@ -311,7 +322,8 @@ pub struct Verified {
     pub copies: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// Those of them that are not what they should be, or cannot be read. They count no more.
+    /// Those that are not what they should be, or cannot be read, whoever found that meanwhile.
+    /// They count no more.
     pub corrupt: u64,
     /// Copies that the catalog does not name: of uploads under way or broken off. They go by
     /// themselves.
@@ -515,12 +527,7 @@ pub enum Reply {
     /// To `Survey`: the node's name and disk, and its blobs.
     Survey(Server, Vec<Found>),
     /// To `Held`.
-    Held {
-        /// The copies that the catalog names, and their lengths in bytes.
-        copies: Vec<(BlobId, u64)>,
-        /// How many others there are.
-        orphaned: u64,
-    },
+    Held(Held),
     /// To `Verify`, before its end: how many of the folders are done.
     Verifying(u64),
     /// To `Verify`.
@@ -597,7 +604,10 @@ pub enum Refusal {
     #[error("no file {0:?} in SDFS: `store` lists what a node holds")]
     NotFound(FileName),
     /// Every holder of the version is down or has lost it.
-    #[error("no live node holds a copy of {name:?} version {}: start one of {}", .version.0, names(.holders))]
+    #[error(
+        "no live node has a copy of {name:?} version {}: start one of {}; where none of these has it \
+         any more it is lost, and can only be put again", .version.0, names(.holders)
+    )]
     NoCopies {
         /// The file.
         name: FileName,

@@ -1,6 +1,7 @@
 //! Files that are none, that change while they are put, that do not fit; and a target that takes
 //! a connection and never reads.
 
+use std::os::unix::fs::{FileExt, FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -9,18 +10,27 @@ use rustix::process::Signal;
 
 use crate::harness::{Cluster, executable, wait_until};
 
-/// `dlc put LOCAL SDFS`, running.
-fn begin_put(cluster: &Cluster, node: &str, local: &str, name: &str) -> Child {
+/// `dlc`, running.
+fn begin(cluster: &Cluster, node: &str, words: &[&str]) -> Child {
     let command = Command::new(executable("dlc"))
         .current_dir(&cluster.dir)
         .args(["--node", &cluster.nodes[node].addr.to_string()])
         .arg("--cluster-key")
         .arg(cluster.dir.join("cluster.key"))
-        .args(["--json", "put", local, name])
+        .arg("--json")
+        .args(words)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn();
     command.unwrap()
+}
+
+/// Whether the process has ended, without waiting for it.
+fn put_ends(put: &Child) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", put.id())).unwrap_or_default();
+    stat.rsplit(')')
+        .next()
+        .is_none_or(|rest| rest.trim_start().starts_with('Z'))
 }
 
 /// Whether bytes of an upload have come to the node.
@@ -58,7 +68,7 @@ fn a_file_that_changes_while_it_is_put() {
     source.set_len(length).unwrap();
 
     // Longer: what it was at the start is stored.
-    let put = begin_put(&cluster, "n1", "source", "grows");
+    let put = begin(&cluster, "n1", &["put", "source", "grows"]);
     wait_until("bytes arrive", Duration::from_secs(20), || {
         receives(&cluster, "n1")
     });
@@ -68,8 +78,22 @@ fn a_file_that_changes_while_it_is_put() {
     let receipt: serde_json::Value = serde_json::from_slice(&said.stdout).unwrap();
     assert_eq!(receipt["bytes"], length);
 
+    // Others in its place: nothing is, and it is said.
+    let put = begin(&cluster, "n1", &["put", "source", "changes"]);
+    let mut writes = 0u8;
+    while !put_ends(&put) {
+        writes = writes.wrapping_add(1);
+        for at in [0, length / 2, length - 1] {
+            source.write_all_at(&[writes], at).unwrap();
+        }
+    }
+    let said = put.wait_with_output().unwrap();
+    let error = String::from_utf8_lossy(&said.stderr);
+    assert_eq!(said.status.code(), Some(1), "{error}");
+    assert!(error.contains("changed while it was read"), "{error}");
+
     // Shorter: nothing is.
-    let put = begin_put(&cluster, "n1", "source", "shrinks");
+    let put = begin(&cluster, "n1", &["put", "source", "shrinks"]);
     wait_until("bytes arrive", Duration::from_secs(20), || {
         receives(&cluster, "n1")
     });
@@ -113,6 +137,131 @@ fn a_target_that_never_reads_is_replaced() {
     assert_eq!(second.len(), 4);
     assert!(!second.contains(&target), "{second:?}");
     cluster.wait_for_members(6);
+}
+
+#[test]
+fn a_download_takes_the_place_of_files_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let cluster = Cluster::with_nodes(dir, 1);
+    std::fs::write(dir.join("source"), "new").unwrap();
+    cluster.ok("n1", &["put", "source", "f"]);
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    let pipe = dir.join("pipe");
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    std::os::unix::fs::symlink("absent", dir.join("dangling")).unwrap();
+    for (place, says) in [
+        ("pipe", "no regular file"),
+        ("dangling", "not there"),
+        ("folder/", "folder"),
+        ("", "no file name"),
+    ] {
+        let error = cluster.refused("n1", &["get", "f", place]);
+        assert!(error.contains(says), "{place}: {error}");
+    }
+    assert!(std::fs::metadata(&pipe).unwrap().file_type().is_fifo());
+    // A link stays, and what it points at is written, with its permissions.
+    let private = dir.join("private");
+    std::fs::write(&private, "old").unwrap();
+    std::fs::set_permissions(&private, std::fs::Permissions::from_mode(0o600)).unwrap();
+    std::os::unix::fs::symlink("private", dir.join("link")).unwrap();
+    cluster.ok("n1", &["get", "f", "link"]);
+    assert_eq!(std::fs::read(&private).unwrap(), b"new");
+    assert!(
+        std::fs::symlink_metadata(dir.join("link"))
+            .unwrap()
+            .is_symlink()
+    );
+    let mode = std::fs::metadata(&private).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+#[test]
+fn who_breaks_off_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let cluster = Cluster::with_nodes(dir, 4);
+    let source = std::fs::File::create(dir.join("source")).unwrap();
+    source.set_len(400_000_000).unwrap();
+    // Some targets have all of it, others not yet.
+    let mut put = begin(&cluster, "n1", &["put", "source", "f"]);
+    let stored = |node: &&str| {
+        let folders = std::fs::read_dir(cluster.dir.join(node).join("blobs")).unwrap();
+        let mut folders = folders
+            .flatten()
+            .map(|folder| std::fs::read_dir(folder.path()));
+        folders.any(|folder| folder.unwrap().count() > 0)
+    };
+    wait_until("a copy is whole", Duration::from_secs(30), || {
+        ["n1", "n2", "n3", "n4"].iter().any(stored)
+    });
+    put.kill().unwrap();
+    put.wait().unwrap();
+    wait_until("nothing is left of it", Duration::from_secs(30), || {
+        cluster.json("n1", &["fsck"])["orphaned"] == 0
+            && !["n1", "n2", "n3", "n4"].iter().any(stored)
+    });
+
+    cluster.ok("n1", &["put", "source", "f"]);
+    let parts = || {
+        let entries = std::fs::read_dir(dir).unwrap().flatten();
+        let names = entries.map(|entry| entry.file_name().into_string().unwrap());
+        names.filter(|name| name.ends_with(".part")).count()
+    };
+    let mut get = begin(&cluster, "n1", &["get", "f", "got"]);
+    wait_until("the download begins", Duration::from_secs(30), || {
+        parts() > 0
+    });
+    let pid = rustix::process::Pid::from_child(&get);
+    rustix::process::kill_process(pid, Signal::TERM).unwrap();
+    assert_eq!(get.wait().unwrap().code(), Some(130));
+    assert_eq!(parts(), 0);
+    assert!(!dir.join("got").exists());
+}
+
+#[test]
+fn what_is_wrong_on_the_disks_is_counted_and_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let mut cluster = Cluster::with_nodes(dir, 4);
+    std::fs::write(dir.join("source"), vec![3; 3_000_000]).unwrap();
+    for name in ["a", "b", "c"] {
+        cluster.ok("n1", &["put", "source", name]);
+    }
+    let spoil = |node: &str| {
+        for folder in std::fs::read_dir(dir.join(node).join("blobs")).unwrap() {
+            let files = std::fs::read_dir(folder.unwrap().path()).unwrap();
+            files.for_each(|file| std::fs::remove_file(file.unwrap().path()).unwrap());
+        }
+    };
+    ["n1", "n2", "n3"].iter().for_each(|node| spoil(node));
+    let found = cluster.json("n1", &["fsck"]);
+    assert_eq!(found["corrupt"], 9, "{found}");
+    wait_until("the copies are made anew", Duration::from_secs(20), || {
+        cluster.json("n1", &["under"])["total"] == 0
+    });
+
+    // What does not belong among the copies stops no node.
+    std::fs::write(dir.join("n1/blobs/stray"), "x").unwrap();
+    cluster.kill("n1");
+    cluster.start("n1");
+    cluster.wait_for_members(4);
+
+    // All copies of everything: nobody is told to start a node that runs.
+    ["n1", "n2", "n3", "n4"].iter().for_each(|node| {
+        let _ = std::fs::remove_file(dir.join("n1/blobs/stray"));
+        spoil(node);
+    });
+    let error = cluster.refused("n1", &["get", "a", "out"]);
+    assert!(error.contains("\"a\"") || error.contains("lost"), "{error}");
+    cluster.ok("n1", &["fsck"]);
+    let error = cluster.refused("n1", &["get", "a", "out"]);
+    assert!(error.contains("can only be put again"), "{error}");
+    assert!(
+        cluster
+            .ok("n1", &["under"])
+            .contains("no copy on a live node")
+    );
 }
 
 /// A disk of its own, of so many MiB; none where this user may not mount one.

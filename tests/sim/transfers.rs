@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use dlc::store::download::{Download, DownloadOutput, Downloaded};
-use dlc::store::upload::{Upload, UploadFile, UploadOutput};
+use dlc::store::upload::{TransferError, Upload, UploadFile, UploadOutput};
 use dlc::types::{BlobId, FileName, Time, Version};
 use dlc::wire::client::{Receipt, Refusal, Reply, Request};
 
@@ -127,7 +127,7 @@ impl Sim {
                     let end = if stored {
                         Ok(digests)
                     } else {
-                        Err("broke off".to_string())
+                        Err(TransferError::Broken("broke off".into()))
                     };
                     putting.borrow_mut().machine.handle_stored(sim.now, id, end);
                     sim.pump_put(&putting);

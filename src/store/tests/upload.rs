@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::{NOBODY, blob, name, server, view};
-use crate::store::upload::ATTEMPTS_MAX;
+use crate::store::upload::{ATTEMPTS_MAX, TransferError};
 use crate::store::{Catalog, TransferId, Upload, UploadFile, UploadOutput, Uploads};
 use crate::types::{BlobId, Digest, RequestId, Server, Term, Time, Version, View};
 use crate::wire::client::{Receipt, Refusal, Reply, Request};
@@ -110,7 +110,7 @@ impl World {
             return;
         }
         if self.refusing.contains(&server) {
-            let full = Err("the disk is full".to_string());
+            let full = Err(TransferError::Refused("the disk is full".into()));
             return self.upload.handle_stored(self.now, id, full);
         }
         let disk = self.disks.entry(server.clone()).or_default();

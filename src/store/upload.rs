@@ -116,12 +116,23 @@ impl FileState {
         }
     }
 
-    /// Why it cannot have enough copies: all targets are there, and some refuse it.
+    /// Why it cannot have enough copies: it changes, or all targets are there and some refuse it.
     fn hopeless(&self) -> Option<Refusal> {
+        // One target may be wrong; two have got another file than was read here.
+        if self.differing > 1 && self.stored.len() < self.wanted {
+            return Some(self.changed());
+        }
         let why = self.refusal.as_ref().filter(|_| !self.lost)?;
         let (stored, wanted, name) = (self.stored.len(), self.wanted, &self.file.name);
         let only = || format!("only {stored} of {wanted} copies of {name:?} have a place: {why}");
         (stored < wanted).then(|| Refusal::Failed(only()))
+    }
+
+    fn changed(&self) -> Refusal {
+        Refusal::Failed(format!(
+            "the local file of {:?} changed while it was read: put it again when nobody writes to it",
+            self.file.name
+        ))
     }
 }
 
@@ -226,7 +237,8 @@ impl Upload {
         }
         let state = &mut self.files[index];
         if state.file.bytes != bytes || state.digest.is_some_and(|known| known != digest) {
-            return self.give_up_changed(index);
+            let changed = state.changed();
+            return self.give_up(changed);
         }
         state.digest = Some(digest);
         for (server, claimed) in std::mem::take(&mut state.claimed) {
@@ -418,31 +430,15 @@ impl Upload {
 
     /// `server` says it stored the file; believed where the digests agree.
     fn claim(&mut self, index: usize, server: Server, claimed: Digest) {
-        if self.done {
-            return;
-        }
         let state = &mut self.files[index];
         match state.digest {
             None => state.claimed.push((server, claimed)),
             Some(digest) if digest == claimed => state.stored.push(server),
             Some(_) => {
                 state.differing += 1;
-                // One may be wrong; two read another file than was read here.
-                if state.differing > 1 {
-                    return self.give_up_changed(index);
-                }
                 self.replace(vec![index], server);
             }
         }
-    }
-
-    fn give_up_changed(&mut self, index: usize) {
-        let name = &self.files[index].file.name;
-        let changed = format!(
-            "the local file of {name:?} changed while it was read: put it again when nobody writes \
-             to it"
-        );
-        self.give_up(Refusal::Failed(changed));
     }
 
     /// Asks for other targets in place of `failed`, in one question for all its files.

@@ -3,6 +3,7 @@
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::AtomicUsize;
 
+use super::coord::Ask;
 use super::prepare::Order;
 use super::*;
 use crate::models::manifest::Manifest;
@@ -220,6 +221,7 @@ struct Workers {
     orders: Sender<Order>,
     results: Receiver<Input>,
     loads: Arc<AtomicUsize>,
+    reports: Receiver<Ask>,
     shared: Arc<Shared>,
 }
 
@@ -229,10 +231,11 @@ fn workers(blobs: Arc<Blobs>) -> Workers {
     let (orders, ordered) = bounded(prepare::ORDERS_MAX);
     let (results, done) = bounded(coord::RESULTS_MAX);
     let (work, batches) = bounded(1);
+    let (asks, reports) = bounded(4);
     let copies = Copies {
         blobs,
         shared: shared.clone(),
-        asks: bounded(1).0,
+        asks,
     };
     let preparing = Prepare {
         copies,
@@ -254,6 +257,7 @@ fn workers(blobs: Arc<Blobs>) -> Workers {
         orders,
         results: done,
         loads,
+        reports,
         shared,
     }
 }
@@ -383,8 +387,8 @@ fn a_task_gets_one_row_for_each_input_wherever_its_bytes_are() {
         assigned(8, 31, &png(0), sources),
     ]);
     workers.orders.send(Order::Run(task)).expect("taken");
-    let healed = workers.results.recv_timeout(PATIENCE).expect("a report");
-    assert!(matches!(healed, Input::Corrupt(id) if id == blob(12)));
+    let healed = workers.reports.recv_timeout(PATIENCE).expect("a report");
+    assert!(matches!(healed, Ask::Corrupt(id) if id == blob(12)));
     let Ok(Input::BatchDone { rows, .. }) = workers.results.recv_timeout(PATIENCE) else {
         panic!("no rows");
     };

@@ -209,6 +209,28 @@ fn failed_targets_are_replaced() {
 }
 
 #[test]
+fn what_no_disk_has_room_for_and_a_file_that_changes_are_given_up_at_once() {
+    let mut world = World::new(&["a"], &[0, 1, 2, 3, 4]);
+    world.refusing.extend([server(1), server(4)]);
+    world.read_files();
+    let refused = world.run().expect_err("three disks have room");
+    assert!(
+        matches!(&refused, Refusal::Failed(why) if why.contains("only 3 of 4") && why.contains("full")),
+        "{refused:?}"
+    );
+    assert_eq!(world.now, Time(1_000_000_000), "without waiting");
+    let mut world = World::new(&["a"], &[0, 1, 2, 3, 4, 5, 6]);
+    world.corrupting.extend((0..5).map(server));
+    world.read_files();
+    let refused = world.run().expect_err("it changes");
+    assert!(
+        matches!(&refused, Refusal::Failed(why) if why.contains("changed while it was read")),
+        "{refused:?}"
+    );
+    assert!(world.uploads.is_empty());
+}
+
+#[test]
 fn with_nobody_left_it_goes_on_with_fewer_or_gives_up() {
     let mut world = World::new(&["a"], &[0, 1, 2, 3]);
     world.silent.insert(server(2));

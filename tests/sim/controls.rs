@@ -19,7 +19,11 @@ use crate::network::HostId;
 struct Known {
     /// Commands begun.
     begun: u64,
-    /// The last one, where it was answered and no other has been begun since.
+    /// Those of them that may still be carried out: without an answer, for ever.
+    open: u64,
+    /// Whether no other was open when the last one began.
+    alone: bool,
+    /// The last one, where it was answered, and no other was open or begun meanwhile.
     settled: Option<JobControl>,
     /// Its rows once it was cancelled.
     rows: Option<u64>,
@@ -33,6 +37,8 @@ impl Controls {
     fn begin(&mut self, job: JobId) -> u64 {
         let known = self.0.entry(job).or_default();
         known.begun += 1;
+        known.alone = known.open == 0;
+        known.open += 1;
         if known.settled != Some(JobControl::Cancel) {
             known.settled = None;
         }
@@ -41,10 +47,16 @@ impl Controls {
 
     fn end(&mut self, job: JobId, number: u64, control: JobControl) {
         let known = self.0.entry(job).or_default();
-        let last = known.begun == number && known.settled != Some(JobControl::Cancel);
-        if last || control == JobControl::Cancel {
+        known.open -= 1;
+        let alone = known.begun == number && known.alone;
+        if alone && known.settled != Some(JobControl::Cancel) || control == JobControl::Cancel {
             known.settled = Some(control);
         }
+    }
+
+    /// A command was refused for good.
+    fn refused(&mut self, job: JobId) {
+        self.0.entry(job).or_default().open -= 1;
     }
 
     /// What was settled when a question was asked and still is: about it the answer must be right.
@@ -146,7 +158,10 @@ impl Sim {
                     sim.violate("P7", format!("job {job} is {status:?} after {control:?}"));
                 }
             }
-            Some(Reply::Refused(Refusal::JobEnded(_))) => sim.succeed(what),
+            Some(Reply::Refused(Refusal::JobEnded(_))) => {
+                sim.clients.controls.refused(job);
+                sim.succeed(what);
+            }
             Some(Reply::Refused(Refusal::UnknownJob(_))) => {
                 sim.violate("P11", format!("job {job} was answered and is unknown"));
             }

@@ -208,7 +208,10 @@ impl Sim {
             self.after(at, move |sim| sim.strike(fault));
         }
         self.after(HEAL_AT, Sim::heal);
-        self.after(HEAL_AT + Duration::from_secs(1), Sim::resume_all);
+        // A command that was sent before may still be carried out for a while.
+        for seconds in [1, 5, 15, 40] {
+            self.after(HEAL_AT + Duration::from_secs(seconds), Sim::resume_all);
+        }
         self.after(
             END.saturating_sub(Duration::from_secs(8)),
             Sim::look_for_convergence,

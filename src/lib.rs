@@ -7,7 +7,7 @@
 //! | module | what it is | promises kept there |
 //! |---|---|---|
 //! | [`types`] | names that all share: ids, time, versions, views | |
-//! | [`wire`] | everything that crosses the network, and how it becomes bytes | |
+//! | [`wire`] | everything that crosses the network: how it becomes bytes, how a connection begins | |
 //! | [`membership`] | core: who is alive; the ring, suspicion, the introducer | P1, P2 |
 //! | [`consensus`] | core: the replicated log, its leader, its voters | P10, P11 |
 //! | [`store`] | core: where files are; catalog, placement, repair, both ends of a put | P3, P4, P5, P6 |
@@ -17,7 +17,7 @@
 //! | [`models`] | device: manifests, images, networks, training | |
 //! | [`config`] | command lines and the key file | P12 (a later version) |
 //! | [`console`] | the command language and its answers; the client's side | |
-//! | [`threads`] | the only threads, sockets and clocks | |
+//! | [`threads`] | a node's threads, its listening sockets and its clocks | |
 //! | [`planted`] | deliberate faults for the simulator's watchers | |
 //!
 //! Imports go up this list only: `types` → `wire` → the four cores, which never import

@@ -13,6 +13,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, select_biased};
 
 use super::Shared;
+use super::ask::Ask;
 use super::counters::{add, count};
 use super::crew::Ending;
 use super::keep::Keep;
@@ -38,26 +39,6 @@ pub(super) const ASKS_MAX: usize = 256;
 /// Events of membership that wait; membership keeps the others.
 pub(super) const EVENTS_MAX: usize = 16;
 const NAP: Duration = Duration::from_secs(1);
-
-/// What a connection's thread asks of the core.
-pub(super) enum Ask {
-    /// A client's command.
-    Request {
-        /// The command.
-        request: Request,
-        /// For the answer; room for one.
-        reply: Sender<Reply>,
-    },
-    /// The copy of this blob is not what it should be, or is gone.
-    Corrupt(BlobId),
-    /// Uploaded blobs are on disk.
-    Stored {
-        /// The blobs.
-        blobs: Vec<BlobId>,
-        /// Told when the core has noted them; room for one.
-        noted: Sender<()>,
-    },
-}
 
 enum Waiting {
     Reply(Sender<Reply>),

@@ -10,7 +10,7 @@ use std::time::Duration;
 use crossbeam_channel::{Sender, bounded};
 
 use super::Shared;
-use super::coord::Ask;
+use super::ask::Ask;
 use super::counters::{add, count};
 use super::crew::Crew;
 use crate::disk::{Blobs, DiskError};

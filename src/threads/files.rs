@@ -12,7 +12,7 @@ use std::time::Duration;
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 
 use super::Shared;
-use super::coord::Ask;
+use super::ask::Ask;
 use super::copies::Copies;
 use super::counters::{add, count};
 use super::fetch::SMALL_BYTES;

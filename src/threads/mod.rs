@@ -41,6 +41,7 @@
 //!
 //! Deliberately not here: rules of any protocol.
 
+mod ask;
 mod busy;
 mod clock;
 mod coord;
@@ -79,9 +80,10 @@ use crate::node::Node;
 use crate::node::io::{Input, Start};
 use crate::types::{ClusterId, NodeId, Server, StorageId};
 use crate::wire::client::Request;
+use ask::Ask;
 use busy::Busy;
 use clock::Clock;
-use coord::{Ask, Coordinator, Devices, Inputs};
+use coord::{Coordinator, Devices, Inputs};
 use copies::Copies;
 use counters::Counters;
 use crew::Crew;

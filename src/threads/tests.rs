@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::AtomicUsize;
 
-use super::coord::Ask;
+use super::ask::Ask;
 use super::prepare::Order;
 use super::*;
 use crate::models::manifest::Manifest;

@@ -110,3 +110,53 @@ fn a_job_classifies_digits_and_names_bad_inputs() {
         3
     );
 }
+
+#[test]
+fn jobs_are_held_go_on_and_are_ended_by_whoever_asks() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    if digits(dir, 100).is_none() {
+        return;
+    }
+    let cluster = Cluster::with_nodes(dir, 4);
+    cluster.ok("n1", &["train", "lenet"]);
+    cluster.ok("n1", &["upload_data", "digit.png", "20000"]);
+    for job in ["0", "1"] {
+        cluster.ok("n1", &["infer", "lenet", "digit.png", "1"]);
+        let said = cluster.json("n2", &["pause", job]);
+        assert_eq!(said["status"], "PAUSED", "{said}");
+    }
+    let job = |number: usize| cluster.json("n3", &["job_stats"])["jobs"][number].clone();
+    // What ran is finished; from then on nothing moves.
+    let mut before = job(0)["count"].clone();
+    wait_until("the job stands", Duration::from_secs(10), || {
+        std::thread::sleep(Duration::from_millis(500));
+        let now = job(0)["count"].clone();
+        std::mem::replace(&mut before, now.clone()) == now
+    });
+    let held = job(1)["count"].clone();
+    assert_eq!(cluster.json("n4", &["weight", "0", "3"])["job"], 0);
+    let going = cluster.json("n4", &["resume", "0"])["status"].clone();
+    assert_eq!(going, "IN_PROGRESS");
+    wait_until("it goes on", Duration::from_secs(20), || {
+        job(0)["count"].as_u64() > before.as_u64()
+    });
+    assert_eq!(job(1)["count"], held, "the other is held");
+
+    // Ended: its rows so far are its result, also after a while.
+    assert_eq!(cluster.json("n1", &["cancel", "0"])["status"], "CANCELLED");
+    let count = job(0)["count"].as_u64().unwrap();
+    assert!(count < 20_000, "it was not in mid-job");
+    wait_until("its file is made", Duration::from_secs(20), || {
+        cluster.json("n2", &["get", "0.csv", "result.csv"])["version"] == 0
+    });
+    let text = std::fs::read_to_string(dir.join("result.csv")).unwrap();
+    assert_eq!(text.lines().count() as u64, count + 1);
+    assert_eq!(job(0)["count"], count);
+    let shown = cluster.json("n1", &["job_info"]);
+    assert_eq!(shown["jobs"][0]["status"], "CANCELLED");
+    assert_eq!(shown["jobs"][1]["status"], "PAUSED");
+    let error = cluster.refused("n1", &["resume", "0"]);
+    assert!(error.contains("job 0 has ended"), "{error}");
+    cluster.ok("n1", &["cancel", "1"]);
+}

@@ -24,7 +24,7 @@ use crate::consensus::LogWrite;
 use crate::node::Node;
 use crate::node::io::{Input, LoadFailure, Output, RequestToken};
 use crate::types::{BlobId, Server, View};
-use crate::wire::client::{Reply, Request};
+use crate::wire::client::Reply;
 use crate::wire::peer::PeerMessage;
 use crate::wire::store::Located;
 

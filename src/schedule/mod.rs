@@ -31,6 +31,8 @@ pub mod fair;
 mod harness;
 pub mod jobs;
 #[cfg(test)]
+mod jobs_tests;
+#[cfg(test)]
 mod tests;
 mod timing;
 pub mod worker;

@@ -1,0 +1,78 @@
+//! The plain processes.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Instant;
+
+use super::Task;
+
+struct Process {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Process {
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.output.read_line(&mut line).expect("its output");
+        line.trim().into()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// As many plain processes as the cluster has nodes.
+pub struct Plain {
+    processes: Vec<Process>,
+}
+
+impl Plain {
+    /// Starts them and waits until each has its network.
+    pub fn start(task: &Task, files: &Path, batch: usize, parts: usize, home: &Path) -> Plain {
+        let program = std::env::current_exe().expect("own path");
+        let program = program.with_file_name("bench-plain");
+        let start = |part: usize| {
+            let numbers = [task.count, batch, part, parts].map(|number| number.to_string());
+            let mut child = Command::new(&program)
+                .arg(task.model)
+                .arg(files)
+                .args([task.stem, task.extension])
+                .args(numbers)
+                .arg(home.join(format!("plain{part}.csv")))
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .expect("bench-plain starts: it is built beside this benchmark");
+            let input = child.stdin.take().expect("piped");
+            let output = BufReader::new(child.stdout.take().expect("piped"));
+            let mut process = Process {
+                child,
+                input,
+                output,
+            };
+            assert_eq!(process.line(), "ready");
+            process
+        };
+        let processes = (0..parts).map(start).collect();
+        Plain { processes }
+    }
+
+    /// Lets all of them run once: queries a second, until the last one is done.
+    pub fn run(&mut self, count: usize) -> f64 {
+        let from = Instant::now();
+        for process in &mut self.processes {
+            writeln!(process.input, "go").expect("it reads");
+        }
+        let done = self.processes.iter_mut().map(|process| process.line());
+        let done: usize = done.map(|line| line.parse::<usize>().expect("a number")).sum();
+        assert_eq!(done, count);
+        count as f64 / from.elapsed().as_secs_f64()
+    }
+}

@@ -1,0 +1,158 @@
+//! Queries a second of a cluster on this machine, against as many plain processes of the same
+//! engine over the same files. Run by `make bench-jobs`; `PARTS` (lenet, resnet50), `NODES`
+//! (1,2,4), `BATCHES`, `ROUNDS` (5).
+//!
+//! Both clocks hold reading, decoding, classifying and the rows. The plain processes and the
+//! cluster take turns, and the median of their ratios counts.
+
+#[path = "../../cluster/harness.rs"]
+#[allow(dead_code)]
+mod real;
+
+mod alone;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use alone::Plain;
+use dlc::console::client::Client;
+use dlc::models::mnist::{self, Split};
+use dlc::models::photographs::Photographs;
+use dlc::wire::client::{Reply, Request};
+use real::{Cluster, wait_until};
+
+const PATIENCE: Duration = Duration::from_secs(300);
+const GAP: Duration = Duration::from_millis(5);
+
+/// What is classified.
+pub struct Task {
+    model: &'static str,
+    stem: &'static str,
+    extension: &'static str,
+    count: usize,
+    batches: &'static [usize],
+    bar: f64,
+}
+
+const LENET: Task = Task {
+    model: "lenet",
+    stem: "digit",
+    extension: "png",
+    count: 60_000,
+    batches: &[1, 5, 10, 32],
+    bar: 0.9,
+};
+
+const RESNET: Task = Task {
+    model: "resnet50",
+    stem: "flower",
+    extension: "jpg",
+    count: 240,
+    batches: &[1, 4, 10],
+    bar: 0.95,
+};
+
+fn main() {
+    let parts: Vec<String> = std::env::args().skip(1).collect();
+    let wanted = |part: &str| parts.is_empty() || parts.iter().any(|it| it == part);
+    let dir = tempfile::tempdir().expect("a folder");
+    if wanted("lenet") && digits(&dir.path().join("files")).is_some() {
+        compare(&LENET, dir.path());
+    }
+    if wanted("resnet50") && flowers(&dir.path().join("files"), RESNET.count).is_some() {
+        compare(&RESNET, dir.path());
+    }
+}
+
+/// Numbers in the environment, separated by commas, or these.
+fn numbers(name: &str, usual: &[usize]) -> Vec<usize> {
+    let given = std::env::var(name).ok().filter(|text| !text.is_empty());
+    let parse = |word: &str| word.parse().expect("numbers, separated by commas");
+    given.map_or(usual.to_vec(), |text| text.split(',').map(parse).collect())
+}
+
+fn compare(task: &Task, dir: &Path) {
+    println!(
+        "{}: {} files, queries/s, the cluster against plain processes (median of the ratios; at least {})",
+        task.model, task.count, task.bar
+    );
+    println!("nodes  batch    cluster      plain   ratio");
+    for nodes in numbers("NODES", &[1, 2, 4]) {
+        let home = dir.join(format!("{}-{nodes}", task.model));
+        let cluster = Cluster::with_nodes(&home, nodes);
+        cluster.ok("n1", &["train", task.model]);
+        let pattern = format!(
+            "{}/{}.{}",
+            dir.join("files").display(),
+            task.stem,
+            task.extension
+        );
+        cluster.ok("n1", &["upload_data", &pattern, &task.count.to_string()]);
+        for batch in numbers("BATCHES", task.batches) {
+            let mut plain = Plain::start(task, &dir.join("files"), batch, nodes, &home);
+            let mut found = Vec::new();
+            for _ in 0..numbers("ROUNDS", &[5])[0] {
+                let ours = run_job(&cluster, task, batch);
+                let theirs = plain.run(task.count);
+                eprintln!("  {nodes} nodes, batch {batch}: {ours:.0} {theirs:.0}");
+                found.push((ours / theirs, ours, theirs));
+            }
+            found.sort_by(|a, b| a.0.total_cmp(&b.0));
+            let (ratio, ours, theirs) = found[found.len() / 2];
+            let verdict = if ratio >= task.bar { "met" } else { "MISSED" };
+            println!("{nodes:>5} {batch:>6} {ours:>10.0} {theirs:>10.0} {ratio:>7.2} {verdict}");
+        }
+    }
+}
+
+/// Queries a second of a job from its submission to its last row.
+fn run_job(cluster: &Cluster, task: &Task, batch: usize) -> f64 {
+    let mut client = Client::new(cluster.nodes["n1"].addr);
+    let dataset = format!("{}.{}", task.stem, task.extension);
+    let from = Instant::now();
+    let submitted = cluster.json("n1", &["infer", task.model, &dataset, &batch.to_string()]);
+    let job = submitted["job"].as_u64().expect("a number") as usize;
+    let mut took = Duration::ZERO;
+    wait_until("the job has its rows", PATIENCE, || {
+        std::thread::sleep(GAP);
+        took = from.elapsed();
+        match client.request(&Request::JobStats) {
+            Ok(Reply::JobStats(jobs)) => {
+                assert_eq!(jobs[job].errors, 0);
+                jobs[job].count == jobs[job].total
+            }
+            other => panic!("{other:?}"),
+        }
+    });
+    wait_until("the job completes", PATIENCE, || {
+        let shown = cluster.json("n1", &["job_info"]);
+        shown["jobs"][job]["status"] == "COMPLETED"
+    });
+    task.count as f64 / took.as_secs_f64()
+}
+
+/// Writes the training digits as files; none where the data is missing.
+fn digits(files: &Path) -> Option<()> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/mnist");
+    let Ok(set) = mnist::read(&folder, Split::Training) else {
+        println!("SKIPPED: data/mnist is missing; `make data` fetches it");
+        return None;
+    };
+    mnist::write_digits(&set, files).expect("the digits are written");
+    Some(())
+}
+
+/// Writes `count` photographs as files; none where there are none.
+fn flowers(files: &Path, count: usize) -> Option<()> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/flowers");
+    let Ok(set) = Photographs::read(&folder, Split::Test) else {
+        println!("SKIPPED: data/flowers is missing; `make data` fetches it");
+        return None;
+    };
+    std::fs::create_dir_all(files).expect("a folder");
+    for number in 0..count {
+        let bytes = set.bytes(number % set.len()).expect("a photograph");
+        std::fs::write(files.join(format!("flower{number}.jpg")), bytes).expect("written");
+    }
+    Some(())
+}

@@ -9,7 +9,7 @@ use crate::consensus::{LogWrite, Recovered};
 use crate::types::{BlobId, ClusterId, Digest, Member, Server, View, WallTime};
 use crate::wire::client::{Reply, Request};
 use crate::wire::peer::PeerMessage;
-use crate::wire::schedule::{Assignment, AssignmentId, ModelFiles, Outcome};
+use crate::wire::schedule::{Assignment, AssignmentId, ModelFiles, Outcome, TaskTimes};
 use crate::wire::store::Located;
 
 /// Names a client's request until its `Output::Reply`; given by the driver.
@@ -114,6 +114,8 @@ pub enum Input {
         id: AssignmentId,
         /// Input numbers and outcomes, one for each input.
         rows: Vec<(u32, Outcome)>,
+        /// Where the time went.
+        times: TaskTimes,
     },
     /// End of an [`Output::Load`].
     ModelLoaded {

@@ -11,18 +11,19 @@ use std::time::Duration;
 
 use super::results::Results;
 use super::state::{Outcome, State};
-use super::{Node, live_holders, voters};
+use super::{Node, voters};
 use crate::consensus::{Entry, Payload, ReadId, Role};
 use crate::planted::{self, Bug};
 use crate::schedule::jobs::{BATCH_MAX, Jobs, WEIGHT_MAX};
-use crate::schedule::{ScheduleOutput, Scheduler};
+use crate::schedule::{Holders, ScheduleOutput, Scheduler};
+use crate::store::placement;
 use crate::store::repair::{Repair, RepairOutput};
 use crate::store::uploads::{Abandoned, Uploads};
 use crate::types::{BlobId, Digest, Index, Member, NodeId, RequestId, Server, Term, Time, View};
 use crate::wire::client::{PUT_FILES_MAX, Refusal, Reply, Request};
 use crate::wire::peer::{Change, Command, PeerMessage};
 use crate::wire::schedule::{Input, JobCommand, JobControl, ScheduleMessage};
-use crate::wire::store::{CatalogCommand, ReplicaChange, StoreMessage};
+use crate::wire::store::{CatalogCommand, ReplicaChange, StoreMessage, Target};
 
 /// Most commands that are proposed and wait for their answers; further ones are told
 /// to come back.
@@ -207,22 +208,9 @@ impl Node {
         };
         let (state, view) = (&self.state, &self.view);
         leading.scheduler.handle_timeout(now, &state.jobs);
-        let sources = |input: &Input| {
-            state
-                .catalog
-                .record(&input.blob)
-                .map(|record| live_holders(record, view))
-                .unwrap_or_default()
-        };
-        let holds = |node: &NodeId, input: &Input| {
-            let server = view.members.get(node).map(Member::server);
-            server.is_some_and(|server| state.catalog.names(&input.blob, &server))
-        };
+        let holders = LiveHolders { state, view };
         let mut outputs = Vec::new();
-        while let Some(output) = leading
-            .scheduler
-            .poll_output(now, &state.jobs, &sources, &holds)
-        {
+        while let Some(output) = leading.scheduler.poll_output(now, &state.jobs, &holders) {
             outputs.push(output);
         }
         for output in outputs {
@@ -663,6 +651,41 @@ impl Node {
                 reply: Box::new(reply),
             },
         );
+    }
+}
+
+/// What catalog and view say of inputs.
+struct LiveHolders<'a> {
+    state: &'a State,
+    view: &'a View,
+}
+
+impl Holders for LiveHolders<'_> {
+    fn sources(&self, input: &Input, table: &mut Vec<Target>) -> Vec<u16> {
+        let record = self.state.catalog.record(&input.blob);
+        let servers = record.into_iter().flat_map(|record| &record.replicas);
+        let live = servers.filter_map(|server| self.view.server(server));
+        let place = |member: &Member| {
+            let is_it = |target: &Target| {
+                target.server.node == member.node && target.server.storage == member.storage
+            };
+            if let Some(at) = table.iter().position(is_it) {
+                return u16::try_from(at).ok();
+            }
+            table.push(placement::target(member));
+            u16::try_from(table.len() - 1).ok()
+        };
+        live.filter_map(place).collect()
+    }
+
+    fn holds(&self, node: &NodeId, input: &Input) -> bool {
+        let member = self.view.members.get(node);
+        let record = self.state.catalog.record(&input.blob);
+        let (Some(member), Some(record)) = (member, record) else {
+            return false;
+        };
+        let mut replicas = record.replicas.iter();
+        replicas.any(|server| server.node == member.node && server.storage == member.storage)
     }
 }
 

@@ -218,7 +218,9 @@ impl Node {
                     self.report(Vec::new(), vec![blob]);
                 }
             }
-            Input::BatchDone { id, rows } => self.worker.handle_batch_done(now, id, rows),
+            Input::BatchDone { id, rows, times } => {
+                self.worker.handle_batch_done(now, id, rows, times);
+            }
             Input::ModelLoaded {
                 name,
                 digest,

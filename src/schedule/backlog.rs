@@ -5,9 +5,10 @@
 //! *proposed* (its row is on the way into the log). Leaves to others: which job is
 //! served, and every rule about nodes and time.
 //!
-//! Order: inputs that came back go first, then fresh ones, those that the node holds
-//! preferred within a window. An input is overtaken by at most [`SPAN`] later ones, so
-//! none starves. Memory: a fresh input costs nothing until it is in the window.
+//! Order: inputs that came back go first, then fresh ones: those that the node was told to
+//! prepare, those that it holds, others, and last those that other nodes were told to prepare.
+//! An input is overtaken by at most [`SPAN`] later ones (and sixteen batches), so none
+//! starves. Memory: a fresh input costs nothing until it is in the window.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -44,6 +45,10 @@ pub(super) enum Verdict {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Backlog {
     total: u32,
+    batch: u32,
+    /// Fresh inputs that a node was told to prepare, and which node.
+    hinted: BTreeMap<u32, NodeId>,
+    hints: BTreeMap<NodeId, BTreeSet<u32>>,
     /// From here on nothing has been looked at.
     next: u32,
     window: BTreeSet<u32>,
@@ -64,6 +69,7 @@ impl Backlog {
     pub(super) fn new(job: &Job) -> Backlog {
         Backlog {
             total: job.inputs.len() as u32,
+            batch: job.batch,
             ..Backlog::default()
         }
     }
@@ -76,7 +82,8 @@ impl Backlog {
     /// Forgets the inputs that have a row by now.
     pub(super) fn forget_rows(&mut self, job: &Job) {
         let open = |input: &u32| !job.has_row(*input);
-        self.window.retain(open);
+        let late: Vec<u32> = self.window.iter().filter(|i| !open(i)).copied().collect();
+        late.into_iter().for_each(|input| self.unqueue(input));
         self.returned.retain(open);
         self.failed.retain(open);
         self.put_off.retain(|input, _| open(input));
@@ -87,7 +94,8 @@ impl Backlog {
 
     /// Draws fresh inputs into the window; whether any node may be given something now.
     pub(super) fn has_work_for_all(&mut self, job: &Job) -> bool {
-        while self.window.len() < WINDOW && self.next < self.total {
+        let wanted = WINDOW.max(2 * self.batch as usize) + self.hinted.len();
+        while self.window.len() < wanted && self.next < self.total {
             let input = self.next;
             self.next += 1;
             let queued = self.returned.contains(&input)
@@ -98,6 +106,11 @@ impl Backlog {
             }
         }
         self.is_open_to_all()
+    }
+
+    /// Whether there is something that was not looked at yet.
+    pub(super) fn has_fresh(&self) -> bool {
+        self.next < self.total
     }
 
     /// Whether something waits that any node may do.
@@ -122,6 +135,11 @@ impl Backlog {
         self.failed.iter().take(WINDOW).copied().filter(may_try)
     }
 
+    /// Whether inputs wait that a node has failed.
+    pub(super) fn has_failed_inputs(&self) -> bool {
+        !self.failed.is_empty()
+    }
+
     fn has_failed(&self, input: u32, node: &NodeId) -> bool {
         let errors = self.errors.get(&input);
         errors.is_some_and(|errors| errors.iter().any(|(who, _)| who == node))
@@ -141,7 +159,7 @@ impl Backlog {
     ) -> Vec<u32> {
         let mut taken: Vec<u32> = self.failed_for(node, others).take(count).collect();
         taken.extend(self.returned.iter().take(count - taken.len()));
-        taken.extend(self.choose_fresh(count - taken.len(), holds));
+        taken.extend(self.choose_fresh(node, count - taken.len(), holds));
         taken.sort_unstable();
         for input in &taken {
             self.activate(*input);
@@ -152,17 +170,59 @@ impl Backlog {
         taken
     }
 
-    /// Fresh inputs, those that the node holds first.
-    fn choose_fresh(&self, count: usize, holds: &dyn Fn(u32) -> bool) -> Vec<u32> {
-        let Some(oldest) = self.window.first() else {
-            return Vec::new();
-        };
-        let near = || self.window.range(..oldest.saturating_add(SPAN)).copied();
-        let mut chosen: Vec<u32> = near().filter(|input| holds(*input)).take(count).collect();
-        let held: BTreeSet<u32> = chosen.iter().copied().collect();
-        let others = near().filter(|input| !held.contains(input));
-        chosen.extend(others.take(count - held.len()));
+    /// Fresh inputs for `node`, in this module's order.
+    fn choose_fresh(&self, node: &NodeId, count: usize, holds: &dyn Fn(u32) -> bool) -> Vec<u32> {
+        let own = self.hints.get(node).into_iter().flatten();
+        let mut chosen: Vec<u32> = own.take(count).copied().collect();
+        chosen.extend(self.choose_unhinted(count - chosen.len(), holds));
+        let others = self.near().filter(|input| {
+            let hinted = self.hinted.get(input);
+            hinted.is_some_and(|other| other != node)
+        });
+        chosen.extend(others.take(count - chosen.len()));
         chosen
+    }
+
+    /// Fresh inputs that no node was told to prepare, those that the node holds first.
+    fn choose_unhinted(&self, count: usize, holds: &dyn Fn(u32) -> bool) -> Vec<u32> {
+        let free = || self.near().filter(|input| !self.hinted.contains_key(input));
+        let mut chosen: Vec<u32> = free().filter(|input| holds(*input)).take(count).collect();
+        let missing = count - chosen.len();
+        if missing > 0 {
+            let held: BTreeSet<u32> = chosen.iter().copied().collect();
+            chosen.extend(free().filter(|input| !held.contains(input)).take(missing));
+        }
+        chosen
+    }
+
+    /// Fresh inputs that may be handed out now, ascending.
+    fn near(&self) -> impl Iterator<Item = u32> + '_ {
+        let oldest = self.window.first().copied().unwrap_or(0);
+        let span = SPAN.max(16 * self.batch);
+        self.window.range(..oldest.saturating_add(span)).copied()
+    }
+
+    /// Fresh inputs that `node` is to prepare beside those that it was told before, so that they
+    /// are a whole task.
+    pub(super) fn hint(&mut self, node: &NodeId, holds: &dyn Fn(u32) -> bool) -> Vec<u32> {
+        let known = self.hints.get(node).map_or(0, BTreeSet::len);
+        let missing = (self.batch as usize).saturating_sub(known);
+        let mut chosen = self.choose_unhinted(missing, holds);
+        chosen.sort_unstable();
+        for input in &chosen {
+            self.hinted.insert(*input, node.clone());
+        }
+        if !chosen.is_empty() {
+            self.hints.entry(node.clone()).or_default().extend(&chosen);
+        }
+        chosen
+    }
+
+    /// What `node` has prepared is lost.
+    pub(super) fn forget_hints(&mut self, node: &NodeId) {
+        for input in self.hints.remove(node).into_iter().flatten() {
+            self.hinted.remove(&input);
+        }
     }
 
     /// A task on time contains `input`.
@@ -183,6 +243,11 @@ impl Backlog {
 
     fn unqueue(&mut self, input: u32) {
         self.window.remove(&input);
+        if let Some(node) = self.hinted.remove(&input)
+            && let Some(hints) = self.hints.get_mut(&node)
+        {
+            hints.remove(&input);
+        }
         self.returned.remove(&input);
         self.failed.remove(&input);
         self.put_off.remove(&input);
@@ -278,6 +343,9 @@ impl Backlog {
                 "job {}: active {:?}, tasks {active:?}",
                 job.id, self.active
             ));
+        }
+        if let Some(input) = self.hinted.keys().find(|i| !self.window.contains(i)) {
+            return Err(format!("job {}: input {input} is no fresh one", job.id));
         }
         for input in 0..self.total {
             let queues = [&self.window, &self.returned, &self.failed];

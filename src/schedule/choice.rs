@@ -3,15 +3,23 @@
 //! Decides: which jobs are compared, where a job enters among them, and that the smallest
 //! pass is served (promise P9; the bound is in [`fair`](super::fair)). Leaves to others:
 //! which inputs of that job are taken ([`Backlog`](super::backlog::Backlog)).
+//!
+//! With each task go hints of inputs that the node may be given next. They bind nobody: the
+//! job is chosen when the node is free, and another node takes them where nothing else is left.
 
 use std::collections::BTreeSet;
 
 use super::fair::Share;
-use super::jobs::Jobs;
-use super::{ASSIGNED_WINDOW, Active, Node, REPEAT, ScheduleOutput, Scheduler, Task};
+use super::jobs::{Job, Jobs};
+use super::{
+    ASSIGN_REPEAT, ASSIGNED_WINDOW, Active, Holders, Node, ScheduleOutput, Scheduler, Task, usable,
+};
 use crate::types::{JobId, NodeId, Time};
-use crate::wire::schedule::{AssignedInput, Assignment, AssignmentId, Input, ScheduleMessage};
+use crate::wire::schedule::{AssignedInput, Assignment, AssignmentId, Hint, ScheduleMessage};
 use crate::wire::store::Target;
+
+/// Jobs of which a node prepares a task ahead.
+const HINTED_JOBS: usize = 4;
 
 impl Scheduler {
     /// Finds out which jobs are open and compared, and lets those enter that became so.
@@ -70,7 +78,7 @@ impl Scheduler {
             let better = best.is_none_or(|(_, best)| active.share.pass() < best.share.pass());
             if better
                 && node.models.contains(&active.model)
-                && active.has_work_for(name, || self.usable(&active.model))
+                && active.has_work_for(name, || usable(&self.nodes, &active.model))
             {
                 best = Some((*id, active));
             }
@@ -85,61 +93,127 @@ impl Scheduler {
         jobs: &Jobs,
         node: &NodeId,
         job: JobId,
-        sources: &dyn Fn(&Input) -> Vec<Target>,
-        holds: &dyn Fn(&NodeId, &Input) -> bool,
+        holders: &dyn Holders,
     ) -> Option<ScheduleOutput> {
-        let others: Vec<NodeId> = {
-            let usable = self.usable(&self.jobs.get(&job)?.model);
-            usable.into_iter().cloned().collect()
-        };
-        let others: Vec<&NodeId> = others.iter().collect();
+        let (token, active) = (self.nodes.get(node)?.token, self.jobs.get_mut(&job)?);
         let found = jobs.job(job)?;
-        let active = self.jobs.get_mut(&job)?;
-        let input_of = |input: u32| &found.inputs[input as usize];
-        let held = |input: u32| holds(node, input_of(input));
+        let held = |input: u32| holders.holds(node, &found.inputs[input as usize]);
         let count = active.batch as usize;
-        let inputs = active.backlog.take(node, &others, count, &held);
+        let inputs = match active.backlog.has_failed_inputs() {
+            false => active.backlog.take(node, &[], count, &held),
+            true => {
+                let usable = usable(&self.nodes, &active.model);
+                active.backlog.take(node, &usable, count, &held)
+            }
+        };
         let queries = inputs.len() as u64;
         active.share.hand_out(queries);
         active.in_flight += queries;
         active.started = true;
-        active
-            .assigned
-            .retain(|_, at| now.since(*at) < ASSIGNED_WINDOW);
-        active.assigned.insert(node.clone(), now);
+        active.note_assigned(node, now);
         self.reshape |= !active.backlog.has_work_for_all(found);
         self.counter += 1;
-        let known = self.nodes.get_mut(node)?;
-        let assigned = |index: &u32| AssignedInput {
-            index: *index,
-            input: input_of(*index).clone(),
-            sources: sources(input_of(*index)),
-        };
-        let assignment = Assignment {
+        let mut table = Vec::new();
+        let assigned = |input: &u32| assigned(*input, found, holders, &mut table);
+        let mut assignment = Assignment {
             id: AssignmentId {
                 term: self.term,
                 counter: self.counter,
             },
-            token: known.token,
+            token,
             job,
             model: active.model.0.clone(),
             digest: active.model.1,
             inputs: inputs.iter().map(assigned).collect(),
+            hints: Vec::new(),
+            holders: Vec::new(),
         };
+        let deadline = now + active.deadline(queries);
+        assignment.hints = self.hints(jobs, node, holders, &mut table);
+        assignment.holders = table;
+        let known = self.nodes.get_mut(node)?;
+        // The token of this assignment says so.
+        known.arrived = None;
         known.task = Some(Task {
             id: assignment.id,
-            token: known.token,
+            token,
             job,
             inputs,
             dispatched: now,
+            freed: known.freed.take(),
             confirmed: false,
             late: false,
             assignment: Some(assignment.clone()),
-            repeat_at: now + REPEAT,
-            deadline: now + active.deadline(queries),
+            repeat_at: now + ASSIGN_REPEAT,
+            deadline,
         });
         let (to, term) = (node.clone(), self.term);
         let message = ScheduleMessage::Assign { term, assignment };
         Some(ScheduleOutput::Send { to, message })
+    }
+
+    /// What `node` should prepare beside what it was told before: a task of each of the jobs
+    /// that are furthest behind now, as one of them is the next for it.
+    fn hints(
+        &mut self,
+        jobs: &Jobs,
+        node: &NodeId,
+        holders: &dyn Holders,
+        table: &mut Vec<Target>,
+    ) -> Vec<Hint> {
+        let Some(known) = self.nodes.get(node) else {
+            return Vec::new();
+        };
+        let can = |active: &Active| active.open && known.models.contains(&active.model);
+        let open = self.jobs.iter().filter(|(_, active)| can(active));
+        let mut next: Vec<_> = open
+            .map(|(id, active)| (active.share.pass(), *id))
+            .collect();
+        if next.len() > HINTED_JOBS {
+            next.select_nth_unstable(HINTED_JOBS);
+            next.truncate(HINTED_JOBS);
+        }
+        let mut hints = Vec::new();
+        for (_, id) in next {
+            let (Some(active), Some(job)) = (self.jobs.get_mut(&id), jobs.job(id)) else {
+                continue;
+            };
+            active.backlog.has_work_for_all(job);
+            let held = |input: u32| holders.holds(node, &job.inputs[input as usize]);
+            let inputs = active.backlog.hint(node, &held);
+            if !inputs.is_empty() {
+                let assigned = |input: &u32| assigned(*input, job, holders, table);
+                hints.push(Hint {
+                    model: active.model.0.clone(),
+                    digest: active.model.1,
+                    inputs: inputs.iter().map(assigned).collect(),
+                });
+            }
+        }
+        hints
+    }
+}
+
+impl Active {
+    fn note_assigned(&mut self, node: &NodeId, now: Time) {
+        let recent = |at: &Time| now.since(*at) < ASSIGNED_WINDOW;
+        self.assigned.retain(|_, at| recent(at));
+        self.assigned.insert(node.clone(), now);
+    }
+}
+
+fn assigned(
+    index: u32,
+    job: &Job,
+    holders: &dyn Holders,
+    table: &mut Vec<Target>,
+) -> AssignedInput {
+    let input = &job.inputs[index as usize];
+    AssignedInput {
+        index,
+        blob: input.blob,
+        bytes: input.bytes,
+        digest: input.digest,
+        sources: holders.sources(input, table),
     }
 }

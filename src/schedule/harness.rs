@@ -9,13 +9,15 @@ use std::time::Duration;
 
 use super::jobs::Jobs;
 use super::worker::{Worker, WorkerOutput};
-use super::{ScheduleOutput, Scheduler};
+use super::{Holders, ScheduleOutput, Scheduler};
 use crate::types::{
     BlobId, Digest, FileName, Incarnation, JobId, NodeId, Rng, Term, Time, Version, WallTime,
 };
 use crate::wire::schedule::{
     Assignment, AssignmentId, FinishedTask, Input, JobControl, Model, Outcome, ScheduleMessage,
+    TaskTimes,
 };
+use crate::wire::store::Target;
 
 pub fn node(name: &str) -> NodeId {
     NodeId::new(name).expect("a node name")
@@ -287,7 +289,8 @@ impl World {
                 if let Some(machine) = machine {
                     machine.busy = false;
                     machine.idle_since = left.then_some(now);
-                    machine.worker.handle_batch_done(now, id, rows);
+                    let times = TaskTimes::default();
+                    machine.worker.handle_batch_done(now, id, rows, times);
                 }
             }
             Event::Loaded(name, life, network) => {
@@ -455,13 +458,8 @@ impl World {
 
     fn poll_leader(&mut self, name: &NodeId) -> Option<ScheduleOutput> {
         let (_, scheduler) = self.leaders.get_mut(name)?;
-        // Four holders of each input, by its number.
-        let nodes = self.setting.nodes as u64;
-        let holds = |node: &NodeId, input: &Input| {
-            let number: u64 = node.as_str()[1..].parse().unwrap_or(0);
-            (number + nodes - input.blob.counter % nodes) % nodes < 4
-        };
-        scheduler.poll_output(self.now, &self.jobs, &|_| Vec::new(), &holds)
+        let holders = FourEach(self.setting.nodes as u64);
+        scheduler.poll_output(self.now, &self.jobs, &holders)
     }
 
     fn note(&mut self, who: &NodeId, what: &str) {
@@ -512,6 +510,20 @@ impl World {
             let run = self.runs.range(all).count();
             run + self.setting.nodes * job.batch as usize * 2 < job.inputs.len()
         })
+    }
+}
+
+/// Four of so many nodes hold each input, by its number.
+pub struct FourEach(pub u64);
+
+impl Holders for FourEach {
+    fn sources(&self, _: &Input, _: &mut Vec<Target>) -> Vec<u16> {
+        Vec::new()
+    }
+
+    fn holds(&self, node: &NodeId, input: &Input) -> bool {
+        let number: u64 = node.as_str()[1..].parse().unwrap_or(0);
+        (number + self.0 - input.blob.counter % self.0) % self.0 < 4
     }
 }
 

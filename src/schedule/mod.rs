@@ -19,9 +19,13 @@
 //!   are jobs that have inputs left which any node may take, and whose network is loaded
 //!   on every node that works for any such job.
 //!
-//! Not here yet: hints of likely next inputs and speculative copies at a job's tail. Their
-//! place is [`Scheduler::poll_output`], where a free node finds no work.
+//! Data is early, tasks are not queued: an assignment carries hints of what the node is likely
+//! to be given next, so that it can read and decode that while it computes.
+//!
+//! Not here yet: speculative copies at a job's tail. Their place is
+//! [`Scheduler::poll_output`], where a free node finds no work.
 
+mod arrivals;
 mod backlog;
 mod choice;
 #[cfg(test)]
@@ -32,6 +36,7 @@ mod harness;
 pub mod jobs;
 #[cfg(test)]
 mod jobs_tests;
+pub mod profile;
 #[cfg(test)]
 mod tests;
 mod timing;
@@ -40,18 +45,23 @@ pub mod worker;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use backlog::{Backlog, Verdict};
+use backlog::Backlog;
 use fair::Share;
 use jobs::{BATCH_MAX, Job, Jobs};
+use profile::Profile;
 
 use crate::types::{Digest, JobId, NodeId, Term, Time};
 use crate::wire::schedule::{
-    Assignment, AssignmentId, FinishedTask, Input, Outcome, ScheduleMessage, WorkerStatus,
+    Assignment, AssignmentId, FinishedTask, Input, ScheduleMessage, WorkerStatus,
 };
 use crate::wire::store::Target;
 
-/// Queries and assignments are repeated, and statuses and results sent, after this time.
+/// Queries are repeated, and statuses and results sent, after this time.
 pub const REPEAT: Duration = Duration::from_millis(500);
+/// Assignments are repeated after this time: a status could have shown them by then.
+const ASSIGN_REPEAT: Duration = Duration::from_millis(750);
+/// Finished tasks wait for others for this long before they go to the log together.
+const GATHER: Duration = Duration::from_millis(10);
 /// A new leader waits so long for the reports of all live nodes before its first
 /// assignment, lest it hands out what a node that it has not heard yet is running.
 const REPORT_GRACE: Duration = Duration::from_millis(200);
@@ -70,6 +80,16 @@ pub const TEXT_MAX: usize = 1_024;
 const LOST_MAX: usize = 1_024;
 /// Rows in one proposal; more are proposed by another one in the same turn.
 const PROPOSAL_ROWS_MAX: usize = 8_192;
+
+/// What the scheduler asks about the files of inputs.
+pub trait Holders {
+    /// Places in `table` of the live holders of an input's bytes; those that are not in it yet
+    /// are added.
+    fn sources(&self, input: &Input, table: &mut Vec<Target>) -> Vec<u16>;
+
+    /// Whether `node` is one of them.
+    fn holds(&self, node: &NodeId, input: &Input) -> bool;
+}
 
 /// What is to be done outside.
 #[derive(Clone, Debug, PartialEq)]
@@ -93,6 +113,8 @@ struct Task {
     job: JobId,
     inputs: Vec<u32>,
     dispatched: Time,
+    /// When the node's last result came, if there has been work for it since.
+    freed: Option<Time>,
     /// A status has shown it, or a former leader gave it.
     confirmed: bool,
     /// Its inputs have been released to other nodes.
@@ -113,6 +135,10 @@ struct Node {
     token: u64,
     models: BTreeSet<(String, Digest)>,
     task: Option<Task>,
+    /// Its last result, if it has not been told yet that it arrived.
+    arrived: Option<AssignmentId>,
+    /// When that came, if there has been work for the node since.
+    freed: Option<Time>,
 }
 
 /// The volatile side of an unfinished job.
@@ -128,6 +154,7 @@ struct Active {
     slowest: u64,
     started: bool,
     assigned: BTreeMap<NodeId, Time>,
+    profiles: BTreeMap<NodeId, Profile>,
     /// A user holds it: nothing more of it is handed out.
     paused: bool,
     /// Has work for all, and a node for it.
@@ -154,6 +181,12 @@ impl Active {
         !self.paused && (self.backlog.is_open_to_all() || self.backlog.is_open_to(node, &usable()))
     }
 
+    /// Whether it may be open where it is not thought to be, or the other way round.
+    fn is_open_otherwise(&self) -> bool {
+        let has_work = self.backlog.is_open_to_all() || self.backlog.has_fresh();
+        self.open != (has_work && !self.paused)
+    }
+
     fn deadline(&self, queries: u64) -> Duration {
         if self.slowest == 0 {
             return DEADLINE_UNMEASURED;
@@ -174,6 +207,9 @@ pub struct Scheduler {
     jobs: BTreeMap<JobId, Active>,
     lost: BTreeMap<AssignmentId, Time>,
     finished: VecDeque<FinishedTask>,
+    finished_rows: usize,
+    /// When those go to the log at the latest.
+    gathered: Time,
     outbox: VecDeque<ScheduleOutput>,
     /// Which jobs are open or compared may have changed.
     reshape: bool,
@@ -193,6 +229,8 @@ impl Scheduler {
             jobs: BTreeMap::new(),
             lost: BTreeMap::new(),
             finished: VecDeque::new(),
+            finished_rows: 0,
+            gathered: now,
             outbox: VecDeque::new(),
             reshape: true,
             stalled: false,
@@ -216,7 +254,7 @@ impl Scheduler {
 
     /// Live nodes whose worker has reported in this term and has this network loaded.
     pub fn nodes_with_model(&self, name: &str, digest: Digest) -> Vec<NodeId> {
-        let usable = self.usable(&(name.into(), digest));
+        let usable = usable(&self.nodes, &(name.into(), digest));
         usable.into_iter().cloned().collect()
     }
 
@@ -227,6 +265,7 @@ impl Scheduler {
         for node in gone.iter().filter(|node| !live.contains(*node)) {
             self.drop_task(jobs, node);
             self.nodes.remove(node);
+            self.forget_hints(node);
         }
         for node in live {
             self.nodes.entry(node.clone()).or_insert_with(|| Node {
@@ -235,6 +274,8 @@ impl Scheduler {
                 token: 0,
                 models: BTreeSet::new(),
                 task: None,
+                arrived: None,
+                freed: None,
             });
         }
         self.wake(true);
@@ -299,6 +340,7 @@ impl Scheduler {
                 job,
                 inputs,
                 dispatched: now,
+                freed: None,
                 confirmed: true,
                 late: false,
                 assignment: None,
@@ -337,60 +379,16 @@ impl Scheduler {
                 id,
                 job,
                 rows,
+                times,
                 status,
             } => {
-                self.handle_done(now, jobs, node, id, (job, rows));
+                self.handle_done(now, jobs, node, id, (job, rows), times);
                 self.handle_status(now, jobs, node, status);
             }
             // For the worker's side: another leader's mistake, of no consequence here.
             ScheduleMessage::Query { .. }
             | ScheduleMessage::Assign { .. }
             | ScheduleMessage::DoneAck { .. } => {}
-        }
-    }
-
-    /// A result. It counts whenever it comes; the log takes each input's row once.
-    /// The status that comes with it is to be handled after it.
-    fn handle_done(
-        &mut self,
-        now: Time,
-        jobs: &Jobs,
-        node: &NodeId,
-        id: AssignmentId,
-        (job, mut rows): (JobId, Vec<(u32, Outcome)>),
-    ) {
-        self.sync(jobs);
-        let (to, message) = (node.clone(), ScheduleMessage::DoneAck { id });
-        self.outbox.push_back(ScheduleOutput::Send { to, message });
-        let own = self.end_task(node, |task| task.id == id);
-        let lost = self.lost.remove(&id);
-        let dispatched = own.as_ref().map(|task| task.dispatched).or(lost);
-        let elapsed = now.since(dispatched.unwrap_or(self.began)).as_nanos() as u64;
-        self.wake(true);
-        let usable: Vec<NodeId> = match self.jobs.get(&job) {
-            Some(active) => self.usable(&active.model).into_iter().cloned().collect(),
-            None => return,
-        };
-        let (Some(active), Some(found)) = (self.jobs.get_mut(&job), jobs.job(job)) else {
-            return;
-        };
-        rows.truncate(BATCH_MAX as usize);
-        let rows = judge_rows(now, active, found, node, id, rows, &usable);
-        if let Some(task) = &own {
-            let queries = task.inputs.len().max(1) as u64;
-            active.slowest = active.slowest.max(elapsed / queries).max(1);
-        }
-        let inputs = own.iter().flat_map(|task| &task.inputs);
-        inputs.for_each(|input| active.backlog.release(found, *input));
-        active.settle();
-        if !rows.is_empty() {
-            let node = node.clone();
-            self.finished.push_back(FinishedTask {
-                job,
-                node,
-                elapsed,
-                rows,
-            });
         }
     }
 
@@ -412,7 +410,7 @@ impl Scheduler {
             if let Some(task) = &mut node.task {
                 if let Some(assignment) = task.assignment.clone().filter(|_| task.repeat_at <= now)
                 {
-                    task.repeat_at = now + REPEAT;
+                    task.repeat_at = now + ASSIGN_REPEAT;
                     let term = self.term;
                     message = Some(ScheduleMessage::Assign { term, assignment });
                 }
@@ -441,36 +439,39 @@ impl Scheduler {
         self.wake(woken);
     }
 
-    /// The next output, or `None` where nothing is left to do now. `sources` are the live
-    /// holders of an input's bytes; `holds` says whether a node is one of them.
+    /// The next output, or `None` where nothing is left to do now.
     pub fn poll_output(
         &mut self,
         now: Time,
         jobs: &Jobs,
-        sources: &dyn Fn(&Input) -> Vec<Target>,
-        holds: &dyn Fn(&NodeId, &Input) -> bool,
+        holders: &dyn Holders,
     ) -> Option<ScheduleOutput> {
         self.sync(jobs);
-        if let Some(output) = self.outbox.pop_front() {
-            return Some(output);
-        }
-        if let Some(tasks) = self.next_proposal() {
+        if let Some(tasks) = self.next_proposal(now) {
             return Some(ScheduleOutput::Propose(tasks));
         }
-        if self.stalled || self.is_waiting_for_reports(now) {
-            return None;
+        if !self.stalled && !self.is_waiting_for_reports(now) {
+            if let Some(output) = self.assign(now, jobs, holders) {
+                return Some(output);
+            }
+            self.stalled = true;
+            let nodes = self.nodes.values_mut();
+            nodes.for_each(|node| node.freed = None);
         }
+        self.acknowledge_all();
+        self.outbox.pop_front()
+    }
+
+    /// Gives the next free node a task, if there is one.
+    fn assign(&mut self, now: Time, jobs: &Jobs, holders: &dyn Holders) -> Option<ScheduleOutput> {
         self.reshape(jobs);
         let free = |node: &&Node| node.reported && node.task.is_none();
         let nodes = self.nodes.iter().filter(|(_, node)| free(node));
         let found = nodes
             .filter_map(|(name, node)| Some((name.clone(), self.choose(name, node)?)))
             .next();
-        let Some((node, job)) = found else {
-            self.stalled = true;
-            return None;
-        };
-        self.dispatch(now, jobs, &node, job, sources, holds)
+        let (node, job) = found?;
+        self.dispatch(now, jobs, &node, job, holders)
     }
 
     /// When [`Scheduler::handle_timeout`] is due, if ever.
@@ -491,7 +492,8 @@ impl Scheduler {
         let nodes = self.nodes.values().flat_map(of_node).flatten();
         let jobs = self.jobs.values();
         let again = jobs.filter_map(|active| active.backlog.poll_timeout());
-        nodes.chain(grace).chain(again).min()
+        let gathered = self.gathered_at();
+        nodes.chain(grace).chain(again).chain(gathered).min()
     }
 
     /// Checks what must hold between calls, and says what does not.
@@ -560,7 +562,9 @@ impl Scheduler {
         self.revision = Some(jobs.revision());
         let open = || jobs.unfinished().filter(|job| !job.is_cancelled());
         let unfinished: BTreeSet<JobId> = open().map(|job| job.id).collect();
+        let known = self.jobs.len();
         self.jobs.retain(|id, _| unfinished.contains(id));
+        let mut reshape = self.jobs.len() < known;
         for job in open() {
             let known = self.jobs.entry(job.id);
             let active = known.or_insert_with(|| Active::new(job));
@@ -575,15 +579,15 @@ impl Scheduler {
                 active.backlog.forget_rows(job);
                 active.settle();
             }
+            reshape |= active.is_open_otherwise();
         }
-        self.wake(true);
+        self.wake(reshape);
     }
 
-    /// Live nodes that have reported and have `model` loaded.
-    fn usable(&self, model: &(String, Digest)) -> Vec<&NodeId> {
-        let has = |node: &&Node| node.reported && node.models.contains(model);
-        let nodes = self.nodes.iter().filter(|(_, node)| has(node));
-        nodes.map(|(name, _)| name).collect()
+    /// What `node` has prepared is lost.
+    fn forget_hints(&mut self, node: &NodeId) {
+        let jobs = self.jobs.values_mut();
+        jobs.for_each(|active| active.backlog.forget_hints(node));
     }
 
     /// Takes the task off `node`, if it is there and `which` holds of it.
@@ -622,20 +626,13 @@ impl Scheduler {
         }
         self.reshape = true;
     }
+}
 
-    /// The tasks finished since the last time, as far as they fit into one proposal.
-    fn next_proposal(&mut self) -> Option<Vec<FinishedTask>> {
-        let mut tasks = Vec::new();
-        let mut rows = 0;
-        while let Some(task) = self.finished.front() {
-            rows += task.rows.len();
-            if rows > PROPOSAL_ROWS_MAX && !tasks.is_empty() {
-                break;
-            }
-            tasks.extend(self.finished.pop_front());
-        }
-        (!tasks.is_empty()).then_some(tasks)
-    }
+/// Live nodes that have reported and have `model` loaded.
+fn usable<'a>(nodes: &'a BTreeMap<NodeId, Node>, model: &(String, Digest)) -> Vec<&'a NodeId> {
+    let has = |node: &&Node| node.reported && node.models.contains(model);
+    let nodes = nodes.iter().filter(|(_, node)| has(node));
+    nodes.map(|(name, _)| name).collect()
 }
 
 impl Active {
@@ -650,6 +647,7 @@ impl Active {
             slowest: 0,
             started: false,
             assigned: BTreeMap::new(),
+            profiles: BTreeMap::new(),
             paused: job.is_paused(),
             open: false,
             compared: false,
@@ -663,56 +661,4 @@ fn is_stale(known: &Node, status: &WorkerStatus) -> bool {
     let confirmed = |task: &Task| task.confirmed && task.token == status.token;
     let superseded = status.running.is_none() && known.task.as_ref().is_some_and(confirmed);
     status.token < known.token || superseded
-}
-
-/// Splits a result into the rows for the log, which are now proposed, and errors that
-/// another node is to try, which are not.
-fn judge_rows(
-    now: Time,
-    active: &mut Active,
-    job: &Job,
-    node: &NodeId,
-    id: AssignmentId,
-    rows: Vec<(u32, Outcome)>,
-    usable: &[NodeId],
-) -> Vec<(u32, Outcome)> {
-    let usable: Vec<&NodeId> = usable.iter().collect();
-    let backlog = &mut active.backlog;
-    let mut proposed = Vec::new();
-    for (input, outcome) in rows {
-        if !backlog.wants(job, input) {
-            continue;
-        }
-        if matches!(outcome, Outcome::Unread(_)) && backlog.put_off(now, job, input) {
-            continue;
-        }
-        if matches!(outcome, Outcome::Error(_)) {
-            match backlog.judge(input, node, id, &usable) {
-                Verdict::Row => {}
-                Verdict::Known => continue,
-                Verdict::Retry => {
-                    backlog.release(job, input);
-                    continue;
-                }
-            }
-        }
-        backlog.propose(input);
-        proposed.push((input, shortened(outcome)));
-    }
-    proposed
-}
-
-/// The outcome with its text cut to [`TEXT_MAX`].
-fn shortened(outcome: Outcome) -> Outcome {
-    let cut = |mut text: String| {
-        text.truncate(text.floor_char_boundary(TEXT_MAX));
-        text
-    };
-    match outcome {
-        Outcome::Label { label, confidence } => Outcome::Label {
-            label: cut(label),
-            confidence,
-        },
-        Outcome::Error(reason) | Outcome::Unread(reason) => Outcome::Error(cut(reason)),
-    }
 }

@@ -7,13 +7,14 @@ use super::fair::Share;
 use super::harness::{inputs, model, node};
 use super::jobs::Jobs;
 use super::worker::{Worker, WorkerOutput};
-use super::{ScheduleOutput, Scheduler};
+use super::{Holders, ScheduleOutput, Scheduler};
 use crate::types::{Incarnation, JobId, NodeId, Rng, Term, Time, WallTime};
 use crate::wire::client::{JobStatus, Refusal};
 use crate::wire::schedule::{
-    AssignedInput, Assignment, AssignmentId, FinishedTask, JobControl, Outcome, ScheduleMessage,
-    WorkerStatus,
+    AssignedInput, Assignment, AssignmentId, FinishedTask, Input, JobControl, Outcome,
+    ScheduleMessage, TaskTimes, WorkerStatus,
 };
+use crate::wire::store::Target;
 
 pub fn answer(label: &str) -> Outcome {
     Outcome::Label {
@@ -114,6 +115,17 @@ fn the_bound_is_one_batch_without_failures() {
 
 // The worker.
 
+fn as_assigned(index: u32) -> AssignedInput {
+    let input = inputs(1).remove(0);
+    AssignedInput {
+        index,
+        blob: input.blob,
+        bytes: input.bytes,
+        digest: input.digest,
+        sources: Vec::new(),
+    }
+}
+
 fn assignment(term: u64, counter: u64, token: u64) -> Assignment {
     Assignment {
         id: AssignmentId {
@@ -124,11 +136,9 @@ fn assignment(term: u64, counter: u64, token: u64) -> Assignment {
         job: JobId(0),
         model: "lenet".into(),
         digest: model("lenet").digest,
-        inputs: vec![AssignedInput {
-            index: 4,
-            input: inputs(1).remove(0),
-            sources: Vec::new(),
-        }],
+        inputs: vec![as_assigned(4)],
+        hints: Vec::new(),
+        holders: Vec::new(),
     }
 }
 
@@ -177,7 +187,7 @@ fn a_worker_takes_one_task_with_the_right_token_and_model() {
     worker.handle_message(Time(1), &from, assign(5, 2, 0));
     assert_eq!(runs(&mut worker), 0, "busy");
     let id = assignment(5, 1, 0).id;
-    worker.handle_batch_done(Time(2), id, vec![(4, answer("4"))]);
+    worker.handle_batch_done(Time(2), id, vec![(4, answer("4"))], TaskTimes::default());
     worker.handle_message(Time(2), &from, assign(5, 1, 0));
     assert_eq!(runs(&mut worker), 0, "finished");
     assert_eq!(worker.refused(), 4);
@@ -203,7 +213,7 @@ fn a_result_is_repeated_until_the_leader_has_it() {
     worker.handle_message(Time(1), &from, assign(5, 1, 0));
     outputs(&mut worker);
     let id = assignment(5, 1, 0).id;
-    worker.handle_batch_done(Time(2), id, vec![(4, answer("4"))]);
+    worker.handle_batch_done(Time(2), id, vec![(4, answer("4"))], TaskTimes::default());
     let is_done = |output: &WorkerOutput, leader: &str| {
         matches!(output, WorkerOutput::ToLeader { leader: to, message: ScheduleMessage::Done { id: of, status, .. } }
             if to.as_str() == leader && *of == id && status.token == 1)
@@ -235,11 +245,21 @@ fn the_raised_token_proves_that_the_leader_has_the_result() {
     let mut worker = loaded_worker();
     let from = node("n9");
     worker.handle_message(Time(1), &from, assign(5, 1, 0));
-    worker.handle_batch_done(Time(2), assignment(5, 1, 0).id, vec![(4, answer("4"))]);
+    worker.handle_batch_done(
+        Time(2),
+        assignment(5, 1, 0).id,
+        vec![(4, answer("4"))],
+        TaskTimes::default(),
+    );
     outputs(&mut worker);
     worker.handle_message(Time(3), &from, assign(5, 2, 1));
     assert_eq!(runs(&mut worker), 1);
-    worker.handle_batch_done(Time(4), assignment(5, 2, 1).id, Vec::new());
+    worker.handle_batch_done(
+        Time(4),
+        assignment(5, 2, 1).id,
+        Vec::new(),
+        TaskTimes::default(),
+    );
     let repeated = outputs(&mut worker);
     assert!(
         matches!(&repeated[..], [WorkerOutput::ToLeader { message: ScheduleMessage::Done { id, .. }, .. }] if id.counter == 2)
@@ -264,8 +284,20 @@ fn plain_status(token: u64, running: Option<(AssignmentId, JobId, Vec<u32>)>) ->
     }
 }
 
+struct Nobody;
+
+impl Holders for Nobody {
+    fn sources(&self, _: &Input, _: &mut Vec<Target>) -> Vec<u16> {
+        Vec::new()
+    }
+
+    fn holds(&self, _: &NodeId, _: &Input) -> bool {
+        false
+    }
+}
+
 fn drain(scheduler: &mut Scheduler, now: Time, jobs: &Jobs) -> Vec<ScheduleOutput> {
-    let poll = || scheduler.poll_output(now, jobs, &|_| Vec::new(), &|_, _| false);
+    let poll = || scheduler.poll_output(now, jobs, &Nobody);
     let outputs = std::iter::from_fn(poll).collect();
     scheduler.check_invariants(jobs).unwrap();
     outputs
@@ -296,6 +328,7 @@ fn done(assignment: &Assignment, rows: Vec<(u32, Outcome)>) -> ScheduleMessage {
         id: assignment.id,
         job: assignment.job,
         rows,
+        times: TaskTimes::default(),
         status: plain_status(assignment.token + 1, None),
     }
 }
@@ -354,7 +387,7 @@ fn an_assignment_is_repeated_until_a_status_shows_it() {
     let jobs = one_job(4, 2);
     let (mut scheduler, given) = busy_scheduler(&jobs, &["a"]);
     let due = scheduler.poll_timeout().unwrap();
-    assert_eq!(due, Time(1) + super::REPEAT);
+    assert_eq!(due, Time(1) + super::ASSIGN_REPEAT);
     // A status from before its arrival changes nothing.
     scheduler.handle_message(Time(2), &jobs, &node("a"), status(0, None));
     assert!(drain(&mut scheduler, Time(2), &jobs).is_empty());
@@ -363,44 +396,87 @@ fn an_assignment_is_repeated_until_a_status_shows_it() {
     let running = Some((given[0].1.id, JobId(0), vec![0, 1]));
     scheduler.handle_message(due, &jobs, &node("a"), status(0, running));
     scheduler.handle_message(due, &jobs, &node("a"), status(0, None));
-    scheduler.handle_timeout(due + super::REPEAT, &jobs);
-    assert!(drain(&mut scheduler, due + super::REPEAT, &jobs).is_empty());
+    scheduler.handle_timeout(due + super::ASSIGN_REPEAT, &jobs);
+    assert!(drain(&mut scheduler, due + super::ASSIGN_REPEAT, &jobs).is_empty());
 }
 
 #[test]
-fn a_result_is_acknowledged_proposed_and_followed_by_a_task_in_one_turn() {
-    let jobs = one_job(4, 2);
+fn a_result_is_followed_by_a_task_in_the_same_turn_and_proposed_with_others() {
+    let jobs = one_job(5, 2);
     let (mut scheduler, given) = busy_scheduler(&jobs, &["a"]);
     let rows = vec![(0, answer("0")), (1, answer("1"))];
     let message = done(&given[0].1, rows.clone());
     scheduler.handle_message(Time(1_000), &jobs, &node("a"), message.clone());
     let outputs = drain(&mut scheduler, Time(1_000), &jobs);
-    assert!(matches!(
-        outputs[0],
-        ScheduleOutput::Send {
-            message: ScheduleMessage::DoneAck { .. },
-            ..
-        }
-    ));
-    let expected = FinishedTask {
-        job: JobId(0),
-        node: node("a"),
-        elapsed: 999,
-        rows,
-    };
-    assert_eq!(outputs[1], ScheduleOutput::Propose(vec![expected]));
     let next = assigned(&outputs);
     assert_eq!(
-        (indexes(&next[0].1), next[0].1.token),
-        (vec![2, 3], 1),
-        "not what is proposed, with the new token"
+        (indexes(&next[0].1), next[0].1.token, outputs.len()),
+        (vec![2, 3], 1, 1),
+        "not what is finished, and with the new token, which is word enough of its arrival"
     );
     scheduler.handle_message(Time(2_000), &jobs, &node("a"), message);
-    assert_eq!(
-        drain(&mut scheduler, Time(2_000), &jobs).len(),
-        1,
-        "a repetition is acknowledged only"
-    );
+    let outputs = drain(&mut scheduler, Time(2_000), &jobs);
+    let is_ack = |output: &ScheduleOutput| {
+        let ScheduleOutput::Send { message, .. } = output else {
+            return false;
+        };
+        matches!(message, ScheduleMessage::DoneAck { .. })
+    };
+    assert!(outputs.len() == 1 && is_ack(&outputs[0]), "a repetition");
+    let due = scheduler.poll_timeout().unwrap();
+    assert_eq!(due, Time(1_000) + super::GATHER);
+    let rows_next = vec![(2, answer("2")), (3, answer("3"))];
+    let last = done(&next[0].1, rows_next.clone());
+    scheduler.handle_message(due, &jobs, &node("a"), last);
+    let task = |elapsed, rows| FinishedTask {
+        job: JobId(0),
+        node: node("a"),
+        elapsed,
+        rows,
+    };
+    let gathered = vec![task(999, rows), task(due.0 - 1_000, rows_next)];
+    let outputs = drain(&mut scheduler, due, &jobs);
+    assert_eq!(outputs[0], ScheduleOutput::Propose(gathered));
+    // The last rows of a job wait for nothing.
+    let last = assigned(&outputs).remove(0).1;
+    let later = due + Duration::from_nanos(1);
+    let rows = vec![(4, answer("4"))];
+    scheduler.handle_message(later, &jobs, &node("a"), done(&last, rows.clone()));
+    let expected = ScheduleOutput::Propose(vec![task(1, rows)]);
+    assert_eq!(drain(&mut scheduler, later, &jobs)[0], expected);
+}
+
+#[test]
+fn a_node_is_told_once_what_it_may_be_given_next_and_is_given_that() {
+    let jobs = one_job(20, 2);
+    let (mut scheduler, given) = busy_scheduler(&jobs, &["a", "b"]);
+    let hinted = |assignment: &Assignment| -> Vec<u32> {
+        let inputs = assignment.hints.iter().flat_map(|hint| &hint.inputs);
+        inputs.map(|input| input.index).collect()
+    };
+    let told: Vec<_> = given.iter().map(|(_, task)| hinted(task)).collect();
+    assert_eq!(told, [[2, 3], [6, 7]], "one task ahead, another for each");
+    assert_eq!(indexes(&given[1].1), [4, 5], "not what the other prepares");
+    let rows = |task: &Assignment| {
+        indexes(task)
+            .into_iter()
+            .map(|i| (i, answer("0")))
+            .collect()
+    };
+    let report = done(&given[1].1, rows(&given[1].1));
+    scheduler.handle_message(Time(2), &jobs, &node("b"), report);
+    let next = assigned(&drain(&mut scheduler, Time(2), &jobs)).remove(0).1;
+    assert_eq!((indexes(&next), hinted(&next)), (vec![6, 7], vec![8, 9]));
+    // What a dead node has prepared, others may prepare.
+    scheduler.handle_members(Time(3), &jobs, &live(&["b"]));
+    let report = done(&next, rows(&next));
+    scheduler.handle_message(Time(3), &jobs, &node("b"), report);
+    let next = assigned(&drain(&mut scheduler, Time(3), &jobs)).remove(0).1;
+    assert_eq!((indexes(&next), hinted(&next)), (vec![0, 1], vec![]));
+    let report = done(&next, rows(&next));
+    scheduler.handle_message(Time(4), &jobs, &node("b"), report);
+    let next = assigned(&drain(&mut scheduler, Time(4), &jobs)).remove(0).1;
+    assert_eq!((indexes(&next), hinted(&next)), (vec![8, 9], vec![2, 3]));
 }
 
 #[test]
@@ -421,10 +497,12 @@ fn a_dead_nodes_inputs_go_first_and_its_late_result_counts_once() {
         });
         tasks.flatten().map(|task| task.rows.len()).sum()
     };
-    assert_eq!(proposed(&drain(&mut scheduler, Time(4), &jobs)), 2);
+    let due = Time(3) + super::GATHER;
+    let proposed_then = proposed(&drain(&mut scheduler, due, &jobs));
+    assert_eq!(proposed_then, 4, "those of the late result too");
     let second = done(&again[0].1, vec![(0, answer("0")), (1, answer("1"))]);
-    scheduler.handle_message(Time(5), &jobs, &node("b"), second);
-    let outputs = drain(&mut scheduler, Time(5), &jobs);
+    scheduler.handle_message(due, &jobs, &node("b"), second);
+    let outputs = drain(&mut scheduler, due + super::GATHER, &jobs);
     assert_eq!(proposed(&outputs), 0, "they have been proposed");
     assert_eq!(indexes(&assigned(&outputs)[0].1), [4, 5]);
 }
@@ -444,6 +522,7 @@ fn a_late_task_is_given_to_another_node_but_keeps_its_own_busy() {
     let rows = vec![(4, answer("4")), (5, answer("5"))];
     scheduler.handle_message(soon, &jobs, &node("b"), done(&next[0].1, rows));
     assert!(assigned(&drain(&mut scheduler, soon, &jobs)).is_empty());
+    drain(&mut scheduler, soon + super::GATHER, &jobs);
     let due = scheduler.poll_timeout().unwrap();
     assert_eq!(due, Time(1) + super::DEADLINE_UNMEASURED);
     scheduler.handle_timeout(due, &jobs);
@@ -475,7 +554,7 @@ fn an_input_that_fails_on_two_nodes_gets_an_error_row() {
     scheduler.handle_message(Time(4), &jobs, &node("b"), done(&second[0].1, error()));
     let outputs = drain(&mut scheduler, Time(4), &jobs);
     assert!(
-        matches!(&outputs[1], ScheduleOutput::Propose(tasks) if tasks[0].rows == error()),
+        matches!(&outputs[0], ScheduleOutput::Propose(tasks) if tasks[0].rows == error()),
         "{outputs:?}"
     );
 }
@@ -538,6 +617,18 @@ fn a_node_alone_tries_twice() {
     );
 }
 
+struct AllButTheFirst;
+
+impl Holders for AllButTheFirst {
+    fn sources(&self, _: &Input, _: &mut Vec<Target>) -> Vec<u16> {
+        Vec::new()
+    }
+
+    fn holds(&self, _: &NodeId, input: &Input) -> bool {
+        input.blob.counter != 0
+    }
+}
+
 #[test]
 fn inputs_that_the_node_holds_are_preferred_and_none_starves() {
     let jobs = one_job(5_000, 1);
@@ -546,8 +637,7 @@ fn inputs_that_the_node_holds_are_preferred_and_none_starves() {
     scheduler.handle_message(Time(1), &jobs, &node("a"), status(0, None));
     let mut order = Vec::new();
     for _ in 0..2_000 {
-        let holds = |_: &NodeId, input: &crate::wire::schedule::Input| input.blob.counter != 0;
-        let poll = || scheduler.poll_output(Time(1), &jobs, &|_| Vec::new(), &holds);
+        let poll = || scheduler.poll_output(Time(1), &jobs, &AllButTheFirst);
         let given = assigned(&std::iter::from_fn(poll).collect::<Vec<_>>());
         let index = indexes(&given[0].1)[0];
         order.push(index);

@@ -14,7 +14,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use super::REPEAT;
 use crate::planted::{self, Bug};
 use crate::types::{Digest, Incarnation, JobId, NodeId, Term, Time};
-use crate::wire::schedule::{Assignment, AssignmentId, Outcome, ScheduleMessage, WorkerStatus};
+use crate::wire::schedule::{
+    Assignment, AssignmentId, Outcome, ScheduleMessage, TaskTimes, WorkerStatus,
+};
 
 /// Networks that a worker names in its status, loaded and failed each; further ones are
 /// not named, and so not used.
@@ -39,6 +41,7 @@ struct Finished {
     id: AssignmentId,
     job: JobId,
     rows: Vec<(u32, Outcome)>,
+    times: TaskTimes,
 }
 
 /// The worker of one node.
@@ -144,8 +147,6 @@ impl Worker {
     }
 
     fn handle_assign(&mut self, assignment: Assignment) {
-        // Also where it is refused or a repetition: the leader sees how things stand.
-        self.report_due = true;
         let model = (assignment.model.clone(), assignment.digest);
         let busy = self.running.is_some() || assignment.token != self.token;
         if busy && !planted::is(Bug::TwoTasksAtOnce)
@@ -155,24 +156,40 @@ impl Worker {
             let running = self.running.as_ref();
             let repeated = running.is_some_and(|(id, ..)| *id == assignment.id);
             self.refused += u64::from(!repeated);
+            // The leader sees how things stand.
+            self.report_due = true;
             return;
         }
         // The token was in the result: the leader has it.
         self.result = None;
+        // The next report shows the task, or its result does before that.
+        self.report_due = false;
+        self.report_at = self.now + REPEAT;
         let inputs = assignment.inputs.iter().map(|input| input.index).collect();
         self.running = Some((assignment.id, assignment.job, inputs));
         self.runs.push_back(assignment);
     }
 
     /// The task that ran has ended, with a row for each of its inputs.
-    pub fn handle_batch_done(&mut self, now: Time, id: AssignmentId, rows: Vec<(u32, Outcome)>) {
+    pub fn handle_batch_done(
+        &mut self,
+        now: Time,
+        id: AssignmentId,
+        rows: Vec<(u32, Outcome)>,
+        times: TaskTimes,
+    ) {
         self.now = now;
         let Some((_, job, _)) = self.running.take_if(|running| running.0 == id) else {
             self.refused += 1;
             return;
         };
         self.token += 1;
-        self.result = Some(Finished { id, job, rows });
+        self.result = Some(Finished {
+            id,
+            job,
+            rows,
+            times,
+        });
         self.report_due = true;
     }
 
@@ -227,6 +244,7 @@ impl Worker {
                 id: result.id,
                 job: result.job,
                 rows: result.rows.clone(),
+                times: result.times,
                 status,
             },
             None => ScheduleMessage::Status(status),

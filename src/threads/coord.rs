@@ -26,6 +26,7 @@ use crate::node::io::{Input, LoadFailure, Output, RequestToken};
 use crate::types::{BlobId, Server, View};
 use crate::wire::client::Reply;
 use crate::wire::peer::PeerMessage;
+use crate::wire::schedule::TaskTimes;
 use crate::wire::store::Located;
 
 /// Inputs that are taken in one turn, before outputs are carried out and timers may fire.
@@ -269,7 +270,10 @@ impl Coordinator {
                     }
                 }
                 Output::Remove(blobs) => self.removals.extend(blobs),
-                Output::Run(assignment) => self.order(Order::Run(assignment)),
+                Output::Run(assignment) => {
+                    let now = self.shared.clock.now();
+                    self.order(Order::Run(assignment, now));
+                }
                 Output::Load { files, keep } => self.order(Order::Load(files, keep)),
                 Output::Join => self.commands.push_back(Command::Join),
                 Output::Leave => self.commands.push_back(Command::Leave),
@@ -304,11 +308,12 @@ impl Coordinator {
         };
         let busy = || "the node is busy".to_string();
         match error.into_inner() {
-            Order::Run(assignment) => {
+            Order::Run(assignment, _) => {
                 let row = |index| (index, crate::wire::schedule::Outcome::Error(busy()));
                 let rows = assignment.inputs.iter().map(|i| row(i.index)).collect();
                 let id = assignment.id;
-                self.refuse(Input::BatchDone { id, rows });
+                let times = TaskTimes::default();
+                self.refuse(Input::BatchDone { id, rows, times });
             }
             Order::Load(files, _) => self.refuse(Input::ModelLoaded {
                 name: files.name,

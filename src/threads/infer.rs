@@ -15,8 +15,8 @@ use super::crew::Crew;
 use crate::models::manifest::Manifest;
 use crate::models::route::Route;
 use crate::node::io::{Input, LoadFailure};
-use crate::types::Digest;
-use crate::wire::schedule::{AssignmentId, Outcome};
+use crate::types::{Digest, Time};
+use crate::wire::schedule::{AssignmentId, Outcome, TaskTimes};
 
 /// A label number and its confidence for each input, or none.
 pub type Answers = Vec<Option<(u32, f32)>>;
@@ -58,6 +58,10 @@ pub(super) enum Work {
         numbers: Vec<f32>,
         /// Rows of the inputs that could not be prepared.
         errors: Vec<(u32, Outcome)>,
+        /// When the task came.
+        ordered: Time,
+        /// What is known of its times so far.
+        times: TaskTimes,
     },
     /// Load a network.
     Load {
@@ -119,7 +123,10 @@ pub(super) fn run(
                 indices,
                 numbers,
                 errors,
+                ordered,
+                mut times,
             } => {
+                let begun = shared.clock.now();
                 shared.busy.begin();
                 let answers = match networks.get_mut(&model) {
                     Some(loaded) => {
@@ -129,9 +136,12 @@ pub(super) fn run(
                     }
                     None => Err(format!("model {} is not loaded on this node", model.0)),
                 };
-                shared.busy.end(shared.clock.now());
+                let ended = shared.clock.now();
+                shared.busy.end(ended);
+                times.waited = begun.since(ordered).as_nanos() as u64;
+                times.inference = ended.since(begun).as_nanos() as u64;
                 let rows = rows(&indices, answers, errors);
-                Input::BatchDone { id, rows }
+                Input::BatchDone { id, rows, times }
             }
         };
         if results.send(result).is_err() {

@@ -41,6 +41,7 @@
 //!
 //! Deliberately not here: rules of any protocol.
 
+mod ahead;
 mod ask;
 mod busy;
 mod clock;
@@ -439,6 +440,7 @@ fn spawn(
         results: results.clone(),
         work,
         manifests: BTreeMap::new(),
+        ahead: ahead::Ahead::default(),
     };
     crew.spawn("prepare", move || preparing.run(orders))?;
     let (to, counted) = (results.clone(), shared.clone());

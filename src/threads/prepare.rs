@@ -1,15 +1,17 @@
 //! Thread `prepare`: brings models and task inputs to the inference thread.
 //!
-//! Decides: where bytes are read from (this disk first), and that an input which cannot
-//! be read or decoded gets an error row instead of stopping its task. Leaves to others:
+//! Decides: where bytes are read from (this disk first), that an input which cannot
+//! be read or decoded gets an error row instead of stopping its task, and that what tasks are
+//! likely to ask for next is prepared while nothing else is to be done. Leaves to others:
 //! decoding (`models::prepare`), inference (`infer`), and what an error row leads to.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, Sender, TryRecvError};
 
 use super::Shared;
+use super::ahead::{Ahead, Fetched, Ready, Wanted};
 use super::copies::Copies;
 use super::crew::Crew;
 use super::infer::Work;
@@ -17,9 +19,10 @@ use crate::disk::DiskError;
 use crate::models::manifest::Manifest;
 use crate::models::prepare::prepare_into;
 use crate::node::io::{Input, LoadFailure};
-use crate::types::Digest;
+use crate::types::{Digest, Time};
 use crate::wire::pull::{BLOBS_IN_REQUEST, PullError, Source, Want, by_source};
-use crate::wire::schedule::{Assignment, ModelFiles, Outcome};
+use crate::wire::schedule::{AssignedInput, Assignment, ModelFiles, Outcome, TaskTimes};
+use crate::wire::store::Target;
 
 /// Orders that wait: one task and a few models.
 pub(super) const ORDERS_MAX: usize = 8;
@@ -29,11 +32,13 @@ const INPUT_BYTES_MAX: u64 = 64 << 20;
 const MODEL_BYTES_MAX: u64 = 2 << 30;
 /// Sources that are tried for one input.
 const ATTEMPTS: usize = 4;
+/// Inputs that are read ahead at once.
+const READ_AHEAD: usize = 16;
 
 /// What the thread does.
 pub(super) enum Order {
-    /// Read and decode a task's inputs.
-    Run(Assignment),
+    /// Read and decode a task's inputs; ordered at that time.
+    Run(Assignment, Time),
     /// Fetch a model; those named here stay beside it.
     Load(ModelFiles, BTreeSet<(String, Digest)>),
 }
@@ -45,68 +50,86 @@ pub(super) struct Prepare {
     pub(super) results: Sender<Input>,
     pub(super) work: Sender<Work>,
     pub(super) manifests: BTreeMap<(String, Digest), Arc<Manifest>>,
+    pub(super) ahead: Ahead,
 }
 
 impl Prepare {
-    /// Works until the channel closes.
+    /// Works until the channel closes. Orders go before what is prepared ahead of them.
     pub(super) fn run(mut self, orders: Receiver<Order>) -> Result<(), String> {
         Crew::give_way();
-        for order in orders {
+        loop {
+            let order = match self.ahead.is_idle() {
+                true => orders.recv().map_err(|_| TryRecvError::Disconnected),
+                false => orders.try_recv(),
+            };
             let sent = match order {
-                Order::Run(assignment) => self.prepare(assignment),
-                Order::Load(files, keep) => self.load(files, keep),
+                Ok(Order::Run(assignment, ordered)) => self.prepare(assignment, ordered),
+                Ok(Order::Load(files, keep)) => self.load(files, keep),
+                Err(TryRecvError::Empty) => {
+                    self.look_ahead();
+                    true
+                }
+                Err(TryRecvError::Disconnected) => false,
             };
             if !sent {
-                break;
+                return Ok(());
             }
         }
-        Ok(())
     }
 
     /// Hands the task's numbers to the inference thread. False when the process stops.
-    fn prepare(&self, assignment: Assignment) -> bool {
-        let Assignment {
-            id,
-            model,
-            digest,
-            inputs,
-            ..
-        } = assignment;
-        let key = (model, digest);
-        let manifest = self.manifests.get(&key);
-        let wants: Vec<Want> = inputs
+    fn prepare(&mut self, mut assignment: Assignment, ordered: Time) -> bool {
+        let id = assignment.id;
+        let key = (assignment.model.clone(), assignment.digest);
+        let inputs = std::mem::take(&mut assignment.inputs);
+        let ready: Vec<Option<Ready>> = inputs
             .iter()
-            .map(|assigned| Want {
-                blob: assigned.input.blob,
-                bytes: assigned.input.bytes,
-                digest: assigned.input.digest,
-                sources: assigned.sources.clone(),
-            })
+            .map(|input| self.ahead.take(&key, input.blob))
             .collect();
-        let contents = self.read(&wants, INPUT_BYTES_MAX);
-        let mut errors = Vec::new();
-        let mut indices = Vec::new();
-        let mut numbers = Vec::new();
-        for (assigned, content) in inputs.iter().zip(contents) {
+        let missing = || inputs.iter().zip(&ready).filter(|(_, it)| it.is_none());
+        let mut times = TaskTimes::default();
+        let begun = self.shared.clock.now();
+        let missing: Vec<&AssignedInput> = missing().map(|(input, _)| input).collect();
+        let mut contents = self.read_inputs(&missing, &assignment.holders).into_iter();
+        let read = self.shared.clock.now();
+        times.fetch += read.since(begun).as_nanos() as u64;
+        self.ahead.add(&mut assignment);
+        let manifest = self.manifests.get(&key).cloned();
+        let not_loaded = || format!("model {} is not loaded on this node", key.0);
+        let (mut errors, mut indices, mut numbers) = (Vec::new(), Vec::new(), Vec::new());
+        for (input, ready) in inputs.iter().zip(ready) {
             // One that is too large stays so; holders of the others may come back.
-            let unread = |why| match assigned.input.bytes > INPUT_BYTES_MAX {
+            let unread = |why| match input.bytes > INPUT_BYTES_MAX {
                 true => Outcome::Error(why),
                 false => Outcome::Unread(why),
             };
-            let not_loaded = || format!("model {} is not loaded on this node", key.0);
-            let manifest = manifest.ok_or_else(|| Outcome::Error(not_loaded()));
-            let ready = manifest.and_then(|manifest| {
-                prepare_into(&content.map_err(unread)?, manifest, &mut numbers)
-                    .map_err(|error| Outcome::Error(error.to_string()))
-            });
-            match ready {
-                Ok(()) => indices.push(assigned.index),
-                Err(outcome) => errors.push((assigned.index, outcome)),
+            let manifest = manifest.as_deref();
+            let decoded = match (manifest, ready) {
+                (None, _) => Err(Outcome::Error(not_loaded())),
+                (Some(_), Some(ready)) => {
+                    times.fetch += ready.fetch;
+                    times.decode += ready.decode;
+                    numbers.extend_from_slice(&ready.numbers);
+                    Ok(())
+                }
+                (Some(manifest), None) => {
+                    let content = contents.next().expect("one for each that is missing");
+                    content.map_err(unread).and_then(|content| {
+                        prepare_into(&content, manifest, &mut numbers)
+                            .map_err(|error| Outcome::Error(error.to_string()))
+                    })
+                }
+            };
+            match decoded {
+                Ok(()) => indices.push(input.index),
+                Err(outcome) => errors.push((input.index, outcome)),
             }
         }
+        times.decode += self.shared.clock.now().since(read).as_nanos() as u64;
         if indices.is_empty() {
             let rows = errors;
-            return self.results.send(Input::BatchDone { id, rows }).is_ok();
+            let done = Input::BatchDone { id, rows, times };
+            return self.results.send(done).is_ok();
         }
         let batch = Work::Batch {
             id,
@@ -114,8 +137,45 @@ impl Prepare {
             indices,
             numbers,
             errors,
+            ordered,
+            times,
         };
         self.work.send(batch).is_ok()
+    }
+
+    /// Reads some of the inputs that a task is likely to ask for, or decodes one of them.
+    fn look_ahead(&mut self) {
+        let begun = self.shared.clock.now();
+        if let Some(fetched) = self.ahead.next_fetched() {
+            let Some(manifest) = self.manifests.get(&fetched.model) else {
+                return;
+            };
+            let mut numbers = Vec::with_capacity(manifest.input.len());
+            // What is wrong with it is told by the task that asks for it.
+            if prepare_into(&fetched.content, manifest, &mut numbers).is_ok() {
+                let now = self.shared.clock.now();
+                let decode = now.since(begun).as_nanos() as u64;
+                self.ahead.add_ready(fetched, numbers, decode, now);
+            }
+            return;
+        }
+        let wanted = self.ahead.next_wanted(begun, READ_AHEAD);
+        let wants: Vec<Want> = wanted.iter().map(Want::from).collect();
+        let mut contents: Vec<_> = wants.iter().map(|want| self.read_here(want)).collect();
+        self.read_elsewhere(&wants, INPUT_BYTES_MAX, 1, &mut contents);
+        let each = self.shared.clock.now().since(begun) / wanted.len().max(1) as u32;
+        let fetched = wanted
+            .into_iter()
+            .zip(contents)
+            .filter_map(|(wanted, content)| {
+                Some(Fetched {
+                    model: wanted.model,
+                    blob: wanted.input.blob,
+                    content: content.ok()?,
+                    nanos: each.as_nanos() as u64,
+                })
+            });
+        self.ahead.add_fetched(fetched);
     }
 
     /// Hands a model to the inference thread. False when the process stops.
@@ -158,21 +218,62 @@ impl Prepare {
         Ok((manifest, next()?))
     }
 
-    /// The content of each blob, checked, or why there is none.
-    fn read(&self, wants: &[Want], longest: u64) -> Vec<Result<Vec<u8>, String>> {
-        let mut contents: Vec<Result<Vec<u8>, String>> = wants
+    /// The content of each input of a task, checked, or why there is none.
+    fn read_inputs(
+        &self,
+        inputs: &[&AssignedInput],
+        holders: &[Target],
+    ) -> Vec<Result<Vec<u8>, String>> {
+        let want = |input: &&AssignedInput| Want {
+            blob: input.blob,
+            bytes: input.bytes,
+            digest: input.digest,
+            sources: Vec::new(),
+        };
+        let mut wants: Vec<Want> = inputs.iter().map(want).collect();
+        let mut contents: Vec<_> = wants
             .iter()
-            .map(|want| match want.bytes > longest {
-                true => Err(format!("{} bytes are too many", want.bytes)),
-                false => self.read_here(want),
-            })
+            .map(|want| self.read_short(want, INPUT_BYTES_MAX))
             .collect();
-        for attempt in 0..ATTEMPTS {
+        if contents.iter().any(Result::is_err) {
+            for (want, input) in wants.iter_mut().zip(inputs) {
+                let source = |place: &u16| holders.get(usize::from(*place)).cloned();
+                want.sources = input.sources.iter().filter_map(source).collect();
+            }
+            self.read_elsewhere(&wants, INPUT_BYTES_MAX, ATTEMPTS, &mut contents);
+        }
+        contents
+    }
+
+    fn read_short(&self, want: &Want, longest: u64) -> Result<Vec<u8>, String> {
+        match want.bytes > longest {
+            true => Err(format!("{} bytes are too many", want.bytes)),
+            false => self.read_here(want),
+        }
+    }
+
+    /// The files of a model, checked, or why there is one that cannot be read.
+    fn read(&self, wants: &[Want], longest: u64) -> Vec<Result<Vec<u8>, String>> {
+        let read = |want: &Want| self.read_short(want, longest);
+        let mut contents: Vec<_> = wants.iter().map(read).collect();
+        self.read_elsewhere(wants, longest, ATTEMPTS, &mut contents);
+        contents
+    }
+
+    /// Asks up to `attempts` sources for each blob that is not in `contents` yet.
+    fn read_elsewhere(
+        &self,
+        wants: &[Want],
+        longest: u64,
+        attempts: usize,
+        contents: &mut [Result<Vec<u8>, String>],
+    ) {
+        for attempt in 0..attempts {
             let open = (0..wants.len())
                 .filter(|number| contents[*number].is_err() && wants[*number].bytes <= longest);
             for (addr, group) in by_source(wants, open, attempt, Some(&self.shared.me)) {
                 for part in group.chunks(BLOBS_IN_REQUEST) {
-                    if let Err(error) = read_from(addr, part, wants, &mut contents) {
+                    if let Err(error) = read_from(addr, part, wants, contents) {
                         log::warn!("reading inputs from {addr}: {error}");
                         let missing = part.iter().filter(|n| contents[**n].is_err());
                         for number in missing.copied().collect::<Vec<_>>() {
@@ -182,7 +283,6 @@ impl Prepare {
                 }
             }
         }
-        contents
     }
 
     fn read_here(&self, want: &Want) -> Result<Vec<u8>, String> {
@@ -219,4 +319,15 @@ fn read_from(
         }
     }
     problem.map_or(Ok(()), Err)
+}
+
+impl From<&Wanted> for Want {
+    fn from(wanted: &Wanted) -> Want {
+        Want {
+            blob: wanted.input.blob,
+            bytes: wanted.input.bytes,
+            digest: wanted.input.digest,
+            sources: wanted.sources.clone(),
+        }
+    }
 }

@@ -10,12 +10,10 @@ use crate::models::manifest::Manifest;
 use crate::models::route::Route;
 use crate::node::io::Input;
 use crate::types::Version;
-use crate::types::{BlobId, Digest, FileName, JobId, Term};
+use crate::types::{BlobId, Digest, FileName, JobId, Term, Time};
 use crate::wire::peer::{Hello, PeerMessage, Purpose};
 use crate::wire::read_message;
-use crate::wire::schedule::{
-    AssignedInput, Assignment, AssignmentId, Input as JobInput, ModelFiles, Outcome,
-};
+use crate::wire::schedule::{AssignedInput, Assignment, AssignmentId, ModelFiles, Outcome};
 use crate::wire::store::{Located, Target};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -243,6 +241,7 @@ fn workers(blobs: Arc<Blobs>) -> Workers {
         results: results.clone(),
         work,
         manifests: BTreeMap::new(),
+        ahead: Default::default(),
     };
     let classifier = Brightest::default();
     let loads = classifier.0.clone();
@@ -262,7 +261,7 @@ fn workers(blobs: Arc<Blobs>) -> Workers {
     }
 }
 
-fn assignment(inputs: Vec<AssignedInput>) -> Assignment {
+fn assignment(inputs: Vec<AssignedInput>, holders: Vec<Target>) -> Assignment {
     Assignment {
         id: AssignmentId {
             term: Term(1),
@@ -273,18 +272,17 @@ fn assignment(inputs: Vec<AssignedInput>) -> Assignment {
         model: "m".into(),
         digest: Digest::of(b"weights"),
         inputs,
+        hints: Vec::new(),
+        holders,
     }
 }
 
-fn assigned(index: u32, counter: u64, content: &[u8], sources: Vec<Target>) -> AssignedInput {
+fn assigned(index: u32, counter: u64, content: &[u8], sources: Vec<u16>) -> AssignedInput {
     AssignedInput {
         index,
-        input: JobInput {
-            name: FileName::new("f").expect("a valid name"),
-            blob: blob(counter),
-            bytes: content.len() as u64,
-            digest: Digest::of(content),
-        },
+        blob: blob(counter),
+        bytes: content.len() as u64,
+        digest: Digest::of(content),
         sources,
     }
 }
@@ -324,7 +322,7 @@ fn networks_stay_for_as_long_as_they_are_wanted() {
             assigned(0, 10, &png(255), vec![]),
             assigned(1, 11, &png(80), vec![]),
         ];
-        let task = Order::Run(assignment(inputs));
+        let task = Order::Run(assignment(inputs, vec![]), Time(0));
         workers.orders.send(task).expect("taken");
         match workers.results.recv_timeout(PATIENCE) {
             Ok(Input::BatchDone { rows, .. }) => rows,
@@ -374,19 +372,20 @@ fn a_task_gets_one_row_for_each_input_wherever_its_bytes_are() {
         matches!(&loaded, Input::ModelLoaded { name, result: Ok(()), .. } if name == "m"),
         "{loaded:?}"
     );
-    let sources = vec![
+    let holders = vec![
         target("dead", nobody()),
         target("holder", remote.node.addr()),
     ];
-    let task = assignment(vec![
+    let inputs = vec![
         assigned(7, 10, &png(0), vec![]),
-        assigned(3, 30, &png(255), sources.clone()),
+        assigned(3, 30, &png(255), vec![0, 1]),
         assigned(4, 11, b"text, named .png", vec![]),
         assigned(5, 12, &png(200), vec![]),
-        assigned(6, 99, b"nowhere", sources.clone()),
-        assigned(8, 31, &png(0), sources),
-    ]);
-    workers.orders.send(Order::Run(task)).expect("taken");
+        assigned(6, 99, b"nowhere", vec![0, 1]),
+        assigned(8, 31, &png(0), vec![0, 1]),
+    ];
+    let task = Order::Run(assignment(inputs, holders), Time(0));
+    workers.orders.send(task).expect("taken");
     let healed = workers.reports.recv_timeout(PATIENCE).expect("a report");
     assert!(matches!(healed, Ask::Corrupt(id) if id == blob(12)));
     let Ok(Input::BatchDone { rows, .. }) = workers.results.recv_timeout(PATIENCE) else {
@@ -425,8 +424,9 @@ fn a_model_that_cannot_be_loaded_says_why_and_its_tasks_get_error_rows() {
         );
     }
     assert_eq!(workers.loads.load(Ordering::SeqCst), 1);
-    let task = assignment(vec![assigned(0, 10, &png(0), vec![])]);
-    workers.orders.send(Order::Run(task)).expect("taken");
+    let task = assignment(vec![assigned(0, 10, &png(0), vec![])], vec![]);
+    let order = Order::Run(task, Time(0));
+    workers.orders.send(order).expect("taken");
     let done = workers.results.recv_timeout(PATIENCE).expect("rows");
     let Input::BatchDone { rows, .. } = done else {
         panic!("{done:?}");

@@ -139,9 +139,38 @@ pub struct AssignedInput {
     /// Its number in the job.
     pub index: u32,
     /// What to read.
-    pub input: Input,
-    /// Live holders; the worker's own disk comes first.
-    pub sources: Vec<Target>,
+    pub blob: BlobId,
+    /// Length in bytes.
+    pub bytes: u64,
+    /// BLAKE3 of the bytes.
+    pub digest: Digest,
+    /// Places of live holders in [`Assignment::holders`]; the worker's own disk comes first.
+    pub sources: Vec<u16>,
+}
+
+/// Inputs that the worker is likely to be given next: it may read and decode them ahead. They are
+/// no task: another node may be given them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hint {
+    /// Name of the network.
+    pub model: String,
+    /// Its digest.
+    pub digest: Digest,
+    /// The inputs.
+    pub inputs: Vec<AssignedInput>,
+}
+
+/// Where the time of one task went, in nanoseconds by the worker's clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskTimes {
+    /// Reading the inputs, also where that was done ahead.
+    pub fetch: u64,
+    /// Decoding, scaling and normalising them, also where that was done ahead.
+    pub decode: u64,
+    /// From the assignment to the beginning of the inference.
+    pub waited: u64,
+    /// The inference.
+    pub inference: u64,
 }
 
 /// A task for one node. A node accepts it only while idle and only with its current token.
@@ -159,6 +188,10 @@ pub struct Assignment {
     pub digest: Digest,
     /// The inputs, at most the job's batch size.
     pub inputs: Vec<AssignedInput>,
+    /// What the worker may be given next, as far as it has not been told before.
+    pub hints: Vec<Hint>,
+    /// Who holds what is to be read.
+    pub holders: Vec<Target>,
 }
 
 /// What a worker says of itself: on change, and every half second.
@@ -201,6 +234,8 @@ pub enum ScheduleMessage {
         job: JobId,
         /// Input numbers and outcomes, one for each input of the assignment.
         rows: Vec<(u32, Outcome)>,
+        /// Where its time went.
+        times: TaskTimes,
         /// The status after it, with the raised token.
         status: WorkerStatus,
     },

@@ -13,7 +13,7 @@ use std::time::Duration;
 use dlc::consensus::LogWrite;
 use dlc::node::io::{Input, LoadFailure};
 use dlc::types::{BlobId, Digest, NodeId};
-use dlc::wire::schedule::{Assignment, ModelFiles, Outcome};
+use dlc::wire::schedule::{Assignment, ModelFiles, Outcome, TaskTimes};
 use dlc::wire::store::{Located, Target};
 
 use crate::cluster::Sim;
@@ -254,10 +254,11 @@ impl Sim {
         self.devices.tasks_run += 1;
         let (mut spent, mut silent) = (Duration::ZERO, BTreeSet::new());
         let mut rows = Vec::new();
-        for assigned in &assignment.inputs {
-            let input = &assigned.input;
+        for input in &assignment.inputs {
+            let source = |place: &u16| assignment.holders[usize::from(*place)].clone();
+            let sources: Vec<Target> = input.sources.iter().map(source).collect();
             let (delay, bytes) =
-                self.read_blob(id, input.blob, input.digest, &assigned.sources, &mut silent);
+                self.read_blob(id, input.blob, input.digest, &sources, &mut silent);
             spent += delay;
             let outcome = match bytes {
                 Some(_) if !loaded => Outcome::Error("the network is not loaded".into()),
@@ -272,14 +273,20 @@ impl Sim {
                     Outcome::Unread("no copy could be read".into())
                 }
             };
-            rows.push((assigned.index, outcome));
+            rows.push((input.index, outcome));
             let service = self.plan.service * self.hosts[id].slowness as u32 / 100;
             spent += self.streams.devices.span(service, service * 2);
         }
         let (life, task) = (self.life(id), assignment.id);
         self.after_in(spent, life, move |sim| {
             sim.hosts[id].process_mut().expect("runs").running = None;
-            sim.handle_coord(id, Input::BatchDone { id: task, rows });
+            let times = TaskTimes::default();
+            let done = Input::BatchDone {
+                id: task,
+                rows,
+                times,
+            };
+            sim.handle_coord(id, done);
         });
     }
 

@@ -571,7 +571,7 @@ impl Sim {
     pub fn watch_run(&mut self, id: HostId, assignment: &Assignment) {
         for input in &assignment.inputs {
             let again = !self.watchers.handed.insert((assignment.job, input.index));
-            let failed = self.devices.failed_inputs.contains_key(&input.input.blob);
+            let failed = self.devices.failed_inputs.contains_key(&input.blob);
             if again && !failed && !self.watchers.struck {
                 let what = format!(
                     "input {} of job {} runs again on node-{id}, and nothing had failed",

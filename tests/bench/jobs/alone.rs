@@ -71,7 +71,9 @@ impl Plain {
             writeln!(process.input, "go").expect("it reads");
         }
         let done = self.processes.iter_mut().map(|process| process.line());
-        let done: usize = done.map(|line| line.parse::<usize>().expect("a number")).sum();
+        let done: usize = done
+            .map(|line| line.parse::<usize>().expect("a number"))
+            .sum();
         assert_eq!(done, count);
         count as f64 / from.elapsed().as_secs_f64()
     }

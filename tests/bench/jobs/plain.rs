@@ -27,7 +27,9 @@ fn main() -> Result<()> {
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
     let found = manifest::available(&models)?;
     let files = found.into_iter().flatten();
-    let files = files.into_iter().find(|files| files.manifest.name == *model);
+    let files = files
+        .into_iter()
+        .find(|files| files.manifest.name == *model);
     let files = files.with_context(|| format!("model {model} is not in {}", models.display()))?;
     let weights = std::fs::read(&files.weights)?;
     let device = engine::device("cpu")?;

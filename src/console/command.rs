@@ -92,6 +92,8 @@ pub enum Command {
         /// How many rows.
         rows: u32,
     },
+    /// `explain JOB`
+    Explain(JobId),
     /// `cancel JOB`, `pause JOB`, `resume JOB`, `weight JOB W`
     Control {
         /// The job.
@@ -225,6 +227,11 @@ pub const COMMANDS: &[(&str, &str, &str)] = &[
         "the last N result rows of a job so far",
     ),
     (
+        "explain",
+        "explain JOB",
+        "where a job's time goes: which nodes, which part",
+    ),
+    (
         "pause",
         "pause JOB",
         "hand out no more tasks of a job; those that run are finished",
@@ -342,6 +349,7 @@ pub fn parse(words: &[String]) -> Result<Option<Command>, UsageError> {
             job: job_id("tail", job)?,
             rows: number("tail", "N", rows)?,
         },
+        ("explain", [job]) => Command::Explain(job_id("explain", job)?),
         ("pause", [job]) => control("pause", job, JobControl::Pause)?,
         ("resume", [job]) => control("resume", job, JobControl::Resume)?,
         ("cancel", [job]) => control("cancel", job, JobControl::Cancel)?,
@@ -477,7 +485,7 @@ mod tests {
     fn bad_lines_say_what_is_wrong() {
         for (bad, says) in [
             ("lst", "unknown command \"lst\""),
-            ("explain 0", "unknown command"),
+            ("grep x", "unknown command"),
             ("cancel", "usage: cancel JOB"),
             ("pause x", "job number"),
             ("weight 0 0", "whole number from 1 up"),

@@ -11,6 +11,7 @@ pub mod client;
 pub mod command;
 pub mod dataset;
 mod fsck;
+mod jobs;
 pub mod place;
 mod progress;
 mod rebuild;
@@ -33,3 +34,10 @@ pub struct Answer {
 
 /// Asks a person whether to do what the text says.
 pub type Ask<'a> = &'a mut dyn FnMut(&str) -> bool;
+
+fn answer(text: impl Into<String>, json: Value) -> Result<Answer, client::ClientError> {
+    Ok(Answer {
+        text: text.into(),
+        json,
+    })
+}

@@ -5,24 +5,16 @@
 //! (`transfer`), how tables look (`tables`), what happens in the cluster (the node).
 
 use indicatif::HumanBytes;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::client::{Client, ClientError};
 use super::command::{self, Command, Keep};
 use super::{Answer, Ask};
-use super::{bulk, dataset, fsck, place, progress, rebuild, tables, training, transfer};
+use super::{answer, bulk, dataset, fsck, jobs, progress, rebuild, tables, training, transfer};
 use crate::store::download::Downloaded;
-use crate::types::{FileName, JobId, MemberState};
-use crate::wire::client::{MemberInfo, Receipt, Refusal, Reply, Request, Role, Row};
-use crate::wire::schedule::{JobControl, Outcome};
+use crate::types::{FileName, MemberState};
+use crate::wire::client::{MemberInfo, Receipt, Refusal, Reply, Request, Role};
 use crate::wire::store::Located;
-
-fn answer(text: impl Into<String>, json: Value) -> Result<Answer, ClientError> {
-    Ok(Answer {
-        text: text.into(),
-        json,
-    })
-}
 
 /// Runs `command` on the node of `client`; paths are meant on this side.
 pub fn run(client: &mut Client, command: &Command, ask: Ask) -> Result<Answer, ClientError> {
@@ -65,9 +57,9 @@ pub fn run(client: &mut Client, command: &Command, ask: Ask) -> Result<Answer, C
             dataset,
             batch,
             weight,
-        } => infer(client, model, dataset, *batch, *weight),
-        Command::JobInfo => job_info(client),
-        Command::JobStats => job_stats(client),
+        } => jobs::infer(client, model, dataset, *batch, *weight),
+        Command::JobInfo => jobs::job_info(client),
+        Command::JobStats => jobs::job_stats(client),
         Command::UploadData { dataset, count } => {
             let uploaded = dataset::upload(client, dataset, *count)?;
             let text = format!("dataset uploaded successfully\n{uploaded} files");
@@ -83,8 +75,9 @@ pub fn run(client: &mut Client, command: &Command, ask: Ask) -> Result<Answer, C
                 json!({ "dataset": dataset, "downloaded": downloaded, "folder": folder }),
             )
         }
-        Command::Tail { job, rows } => tail(client, *job, *rows),
-        Command::Control { job, control } => control_job(client, *job, *control),
+        Command::Tail { job, rows } => jobs::tail(client, *job, *rows),
+        Command::Explain(job) => jobs::explain(client, *job),
+        Command::Control { job, control } => jobs::control_job(client, *job, *control),
         Command::Rebuild { confirmed: true } => rebuild::rebuild(client, &mut |_| true),
         Command::Rebuild { confirmed: false } => rebuild::rebuild(client, ask),
         Command::Why(node) => match client.request(&Request::Why(node.clone()))? {
@@ -206,7 +199,13 @@ fn get(
             .into_iter()
             .next()
             .ok_or_else(|| client.unexpected())?,
-        Downloaded::Job { job, inputs } => return get_rows(client, name, job, inputs, local),
+        Downloaded::Job { job, inputs } => {
+            return match jobs::get_rows(client, name, job, inputs, local)? {
+                Some(answer) => Ok(answer),
+                // It has completed meanwhile.
+                None => get(client, name, local, stale),
+            };
+        }
     };
     let json = json!({
         "file": name.as_str(), "version": located.version.0, "bytes": located.bytes,
@@ -218,37 +217,6 @@ fn get(
         ""
     };
     answer(format!("File downloaded successfully{stale}"), json)
-}
-
-/// The rows so far of a job that runs; its result file does not exist yet.
-fn get_rows(
-    client: &mut Client,
-    name: &FileName,
-    job: JobId,
-    inputs: u32,
-    local: &str,
-) -> Result<Answer, ClientError> {
-    use crate::wire::client::ROWS_MAX;
-    let mut text = String::from(Row::CSV_HEADER);
-    for from in (0..inputs).step_by(ROWS_MAX as usize) {
-        match client.request(&Request::Rows {
-            job,
-            from,
-            count: ROWS_MAX,
-        })? {
-            Reply::Rows(rows) => rows.iter().for_each(|row| text.push_str(&row.to_csv())),
-            _ => return Err(client.unexpected()),
-        }
-    }
-    let digest = crate::types::Digest::of(text.as_bytes());
-    place::write_whole(local, text.as_bytes())?;
-    let json = json!({
-        "file": name.as_str(), "version": null, "bytes": text.len(), "digest": digest.to_string(),
-    });
-    answer(
-        format!("File downloaded successfully (job {job} is not complete: the rows so far)"),
-        json,
-    )
 }
 
 fn get_versions(
@@ -379,112 +347,6 @@ fn under(client: &mut Client) -> Result<Answer, ClientError> {
             "files": files.collect::<Vec<_>>(), "eta_s": eta, "total": under.total,
             "bytes": under.bytes, "rate": under.rate,
         }),
-    )
-}
-
-fn infer(
-    client: &mut Client,
-    model: &str,
-    dataset: &str,
-    batch: u32,
-    weight: u32,
-) -> Result<Answer, ClientError> {
-    let request = client.request_id();
-    let (model, dataset) = (model.to_string(), dataset.to_string());
-    match client.request(&Request::Submit {
-        request,
-        model,
-        dataset,
-        batch,
-        weight,
-    })? {
-        Reply::Submitted(job) => answer(
-            format!("Inference job submitted\njob {job}"),
-            json!({ "job": job.0 }),
-        ),
-        _ => Err(client.unexpected()),
-    }
-}
-
-fn control_job(
-    client: &mut Client,
-    job: JobId,
-    control: JobControl,
-) -> Result<Answer, ClientError> {
-    let request = client.request_id();
-    let request = Request::Control {
-        request,
-        job,
-        control,
-    };
-    let Reply::Status(status) = client.request(&request)? else {
-        return Err(client.unexpected());
-    };
-    let text = match control {
-        JobControl::Weight(weight) => format!("job {job} has weight {weight}"),
-        _ => format!("job {job} is {}", status.as_str()),
-    };
-    answer(text, json!({ "job": job.0, "status": status.as_str() }))
-}
-
-fn job_info(client: &mut Client) -> Result<Answer, ClientError> {
-    let Reply::Jobs(jobs) = client.request(&Request::Jobs)? else {
-        return Err(client.unexpected());
-    };
-    let shown = jobs.iter().map(|job| {
-        json!({
-            "job": job.job.0, "type": job.model, "status": job.status.as_str(),
-            "batch_size": job.batch, "dataset": job.dataset,
-        })
-    });
-    answer(
-        tables::jobs(&jobs),
-        json!({ "jobs": shown.collect::<Vec<_>>() }),
-    )
-}
-
-fn job_stats(client: &mut Client) -> Result<Answer, ClientError> {
-    let Reply::JobStats(jobs) = client.request(&Request::JobStats)? else {
-        return Err(client.unexpected());
-    };
-    let shown = jobs.iter().map(|job| {
-        let nodes: Vec<&str> = job
-            .assigned_nodes
-            .iter()
-            .map(|node| node.as_str())
-            .collect();
-        json!({
-            "job": job.job.0, "count": job.count, "total": job.total, "errors": job.errors,
-            "mean": job.mean, "std": job.std, "p25": job.p25, "p75": job.p75, "p99": job.p99,
-            "rate_10s": job.rate_10s, "rate_total": job.rate_total, "assigned_nodes": nodes,
-        })
-    });
-    answer(
-        tables::job_stats(&jobs),
-        json!({ "jobs": shown.collect::<Vec<_>>() }),
-    )
-}
-
-fn tail(client: &mut Client, job: JobId, rows: u32) -> Result<Answer, ClientError> {
-    let count = rows.min(crate::wire::client::ROWS_MAX);
-    let Reply::Rows(rows) = client.request(&Request::Tail { job, count })? else {
-        return Err(client.unexpected());
-    };
-    let lines: Vec<String> = rows
-        .iter()
-        .map(|row| row.to_csv().trim_end().to_string())
-        .collect();
-    let shown = rows.iter().map(|row| match &row.outcome {
-        Outcome::Label { label, confidence } => {
-            json!({ "file": row.file.as_str(), "label": label, "confidence": confidence, "error": null })
-        }
-        Outcome::Error(error) | Outcome::Unread(error) => {
-            json!({ "file": row.file.as_str(), "label": null, "confidence": null, "error": error })
-        }
-    });
-    answer(
-        lines.join("\n"),
-        json!({ "rows": shown.collect::<Vec<_>>() }),
     )
 }
 

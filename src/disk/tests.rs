@@ -276,7 +276,7 @@ fn a_directory_of_another_node_or_format_or_damaged_is_refused() {
     let error = open(at.path(), "n2").expect_err("belongs to n1");
     assert!(error.to_string().contains("belongs to node n1"), "{error}");
     for (file, content) in [
-        ("format", "dlc data directory, format 2\n"),
+        ("format", "dlc data directory, format 1\n"),
         ("identity.json", "{\"node\": \"n1\""),
     ] {
         let path = at.path().join(file);

@@ -7,11 +7,12 @@ use super::io::{Output, RequestToken};
 use super::state::Outcome;
 use super::{JOIN_PATIENCE, Node};
 use crate::consensus;
-use crate::schedule::jobs::Job;
+use crate::schedule::jobs::{Job, Jobs};
 use crate::types::{BlobId, FileName, JobId, NodeId};
 use crate::wire::client::{
-    Held, Holding, JobInfo, JobStatus, LOCATED_MAX, LogState, MemberInfo, ModelState, ROWS_MAX,
-    Receipt, Refusal, Reply, Request, Role, Row, SURVEY_FOLDERS, UNDER_MAX, Under, UnderFile,
+    Explanation, Held, Holding, JobInfo, JobStatus, LOCATED_MAX, LogState, MemberInfo, ModelState,
+    ROWS_MAX, Receipt, Refusal, Reply, Request, Role, Row, SURVEY_FOLDERS, UNDER_MAX, Under,
+    UnderFile,
 };
 use crate::wire::peer::{Change, Command};
 use crate::wire::store::CatalogCommand;
@@ -229,7 +230,7 @@ impl Node {
             {
                 return Reply::LocatedJob {
                     job: job.id,
-                    inputs: job.inputs.len() as u32,
+                    inputs: job.total() as u32,
                 };
             }
             return Reply::Refused(Refusal::NotFound(name.clone()));
@@ -278,13 +279,13 @@ impl Node {
             Request::ModelStatus(names) => self.model_status(names),
             Request::Jobs => Reply::Jobs(self.job_infos()),
             Request::JobStats => self.job_stats(),
-            Request::Rows { job, from, count } => rows(
-                *job,
-                self.state.jobs.rows(*job, *from, (*count).min(ROWS_MAX)),
-            ),
-            Request::Tail { job, count } => {
-                rows(*job, self.state.jobs.tail(*job, (*count).min(ROWS_MAX)))
+            Request::Rows { job, from, count } => {
+                self.rows(*job, |jobs| jobs.rows(*job, *from, (*count).min(ROWS_MAX)))
             }
+            Request::Tail { job, count } => {
+                self.rows(*job, |jobs| jobs.tail(*job, (*count).min(ROWS_MAX)))
+            }
+            Request::Explain(job) => self.explain(*job),
             _ => Reply::Refused(Refusal::Busy),
         }
     }
@@ -338,6 +339,33 @@ impl Node {
 
     fn job_infos(&self) -> Vec<JobInfo> {
         self.state.jobs.infos(&|job| self.has_started(job))
+    }
+
+    fn rows(&self, job: JobId, read: impl Fn(&Jobs) -> Option<Vec<Row>>) -> Reply {
+        match self.state.jobs.job(job) {
+            None => Reply::Refused(Refusal::UnknownJob(job)),
+            Some(found) if found.completed.is_some() => Reply::RowsFiled,
+            Some(_) => Reply::Rows(read(&self.state.jobs).unwrap_or_default()),
+        }
+    }
+
+    fn explain(&self, job: JobId) -> Reply {
+        let (Some(leading), Some(found)) = (&self.leading, self.state.jobs.job(job)) else {
+            return Reply::Refused(Refusal::UnknownJob(job));
+        };
+        let (nodes, in_flight, weights) = leading.scheduler.profile(job);
+        Reply::Explained(Explanation {
+            job,
+            status: found.status(leading.scheduler.started(job)),
+            total: found.total(),
+            count: found.counted(),
+            errors: found.errors(),
+            in_flight,
+            weight: found.weight.into(),
+            weights,
+            batch: found.batch,
+            nodes,
+        })
     }
 
     /// That a first task is handed out is known to the leader before the log shows a row.
@@ -402,8 +430,4 @@ impl Node {
             .server(server)
             .map_or_else(|| server.node.to_string(), |member| member.process_id())
     }
-}
-
-fn rows(job: JobId, rows: Option<Vec<Row>>) -> Reply {
-    rows.map_or(Reply::Refused(Refusal::UnknownJob(job)), Reply::Rows)
 }

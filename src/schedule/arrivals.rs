@@ -46,8 +46,13 @@ impl Scheduler {
             let queries = task.inputs.len().max(1) as u64;
             let nanos = elapsed.as_nanos() as u64;
             active.slowest = active.slowest.max(nanos / queries).max(1);
-            let profile = active.profiles.entry(node.clone()).or_default();
-            profile.add(queries, elapsed, times, profile::turn(now, task.freed));
+            let finished = profile::Finished {
+                queries,
+                elapsed,
+                times,
+                turn: task.freed.map(|since| now.since(since)),
+            };
+            profile::add(&mut active.profiles, node, &finished);
         }
         let inputs = own.iter().flat_map(|task| &task.inputs);
         inputs.for_each(|input| active.backlog.release(found, *input));

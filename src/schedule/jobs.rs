@@ -12,8 +12,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
+use super::rows::Rows;
 use super::timing::{RecentRows, Timing};
-use crate::planted::{self, Bug};
 use crate::types::{BlobId, Digest, JobId, NodeId, WallTime};
 use crate::wire::client::{JobInfo, JobStats, JobStatus, Refusal, Row};
 use crate::wire::schedule::{FinishedTask, Input, JobControl, Model, Outcome};
@@ -61,12 +61,13 @@ pub struct Job {
     paused: bool,
     /// Whether a user has ended it: it gets no further row.
     cancelled: bool,
-    /// What to classify, in natural order of the names.
+    /// What to classify, in natural order of the names; empty once it has ended.
     pub inputs: Vec<Input>,
-    /// One place for each input; filled once.
-    pub rows: Vec<Option<Outcome>>,
-    /// Numbers of the inputs that have a row, in the order in which they got it.
-    order: Vec<u32>,
+    /// How many inputs it was submitted with.
+    total: u64,
+    /// The rows so far; empty once it has ended, as its result file has them then.
+    rows: Rows,
+    counted: u64,
     errors: u64,
     last_row: WallTime,
     timing: Timing,
@@ -81,7 +82,12 @@ impl Job {
 
     /// Inputs that have a row, error rows included.
     pub fn counted(&self) -> u64 {
-        self.order.len() as u64
+        self.counted
+    }
+
+    /// Its inputs.
+    pub fn total(&self) -> u64 {
+        self.total
     }
 
     /// Rows that are errors.
@@ -91,12 +97,12 @@ impl Job {
 
     /// Whether input number `input` is one of the job's and has its row.
     pub fn has_row(&self, input: u32) -> bool {
-        self.rows.get(input as usize).is_some_and(Option::is_some)
+        self.rows.has(input)
     }
 
     /// Whether every input has its row.
     pub fn rows_complete(&self) -> bool {
-        self.order.len() == self.inputs.len()
+        self.counted == self.total
     }
 
     /// Whether a user holds it.
@@ -123,7 +129,7 @@ impl Job {
             JobStatus::Completed
         } else if self.paused {
             JobStatus::Paused
-        } else if started || !self.order.is_empty() {
+        } else if started || self.counted > 0 {
             JobStatus::InProgress
         } else {
             JobStatus::Queued
@@ -135,17 +141,14 @@ impl Job {
         if self.cancelled {
             return 0;
         }
-        let before = self.order.len();
+        let mut new = 0;
         for (input, outcome) in &task.rows {
-            if let Some(place) = self.rows.get_mut(*input as usize)
-                && (place.is_none() || planted::is(Bug::RowTwice))
-            {
+            if self.rows.fill(*input, outcome) {
                 self.errors += u64::from(!matches!(outcome, Outcome::Label { .. }));
-                *place = Some(outcome.clone());
-                self.order.push(*input);
+                new += 1;
             }
         }
-        let new = (self.order.len() - before) as u64;
+        self.counted += new;
         if new > 0 {
             // The stamps of two leaders may go backwards; the job's own time does not.
             self.last_row = self.last_row.max(at);
@@ -156,7 +159,7 @@ impl Job {
     }
 
     fn row(&self, input: u32) -> Option<Row> {
-        let outcome = self.rows.get(input as usize)?.clone()?;
+        let outcome = self.rows.get(input)?;
         let file = self.inputs[input as usize].name.clone();
         Some(Row { file, outcome })
     }
@@ -170,7 +173,7 @@ impl Job {
         JobStats {
             job: self.id,
             count: self.counted(),
-            total: self.inputs.len() as u64,
+            total: self.total,
             errors: self.errors,
             mean: self.timing.mean(),
             std: self.timing.std(),
@@ -185,36 +188,14 @@ impl Job {
 
     /// The result file: a header, then the rows so far in the order of the inputs.
     pub fn csv(&self) -> Vec<u8> {
-        let mut text = String::from("file,label,confidence,error\n");
-        for (input, row) in self.inputs.iter().zip(&self.rows) {
-            let Some(outcome) = row else { continue };
-            push_cell(&mut text, input.name.as_str());
-            match outcome {
-                Outcome::Label { label, confidence } => {
-                    text.push(',');
-                    push_cell(&mut text, label);
-                    text.push_str(&format!(",{confidence:.6},\n"));
-                }
-                Outcome::Error(reason) | Outcome::Unread(reason) => {
-                    text.push_str(",,,");
-                    push_cell(&mut text, reason);
-                    text.push('\n');
-                }
+        let mut text = String::from(Row::CSV_HEADER);
+        for input in 0..self.inputs.len() as u32 {
+            if let Some(row) = self.row(input) {
+                text.push_str(&row.to_csv());
             }
         }
         text.into_bytes()
     }
-}
-
-/// Appends one cell, quoted where it must be (RFC 4180, section 2).
-fn push_cell(text: &mut String, cell: &str) {
-    if !cell.contains([',', '"', '\n', '\r']) {
-        text.push_str(cell);
-        return;
-    }
-    text.push('"');
-    text.push_str(&cell.replace('"', "\"\""));
-    text.push('"');
 }
 
 /// All networks and jobs of a cluster.
@@ -307,9 +288,10 @@ impl Jobs {
             completed: None,
             paused: false,
             cancelled: false,
-            rows: vec![None; inputs.len()],
+            rows: Rows::new(inputs.len()),
+            total: inputs.len() as u64,
             inputs,
-            order: Vec::new(),
+            counted: 0,
             errors: 0,
             last_row: at,
             timing: Timing::default(),
@@ -360,6 +342,8 @@ impl Jobs {
             return false;
         }
         found.completed = Some(at);
+        // History is bounded: the result file has them.
+        (found.inputs, found.rows) = (Vec::new(), Rows::default());
         self.unfinished.remove(&job);
         self.history.push_back(job);
         if self.history.len() > HISTORY_MAX
@@ -418,7 +402,8 @@ impl Jobs {
         Some(self.jobs.get(&job)?.csv())
     }
 
-    /// The rows of the inputs `from .. from + count` that have one, in that order.
+    /// The rows of the inputs `from .. from + count` that have one, in that order; none once
+    /// the job has ended.
     pub fn rows(&self, job: JobId, from: u32, count: u32) -> Option<Vec<Row>> {
         let job = self.jobs.get(&job)?;
         let until = from.saturating_add(count).min(job.inputs.len() as u32);
@@ -426,7 +411,7 @@ impl Jobs {
     }
 
     /// The newest `count` rows, in the order in which they were committed; the last ones of
-    /// the result file once all are there.
+    /// the result file once all are there, and none once the job has ended.
     pub fn tail(&self, job: JobId, count: u32) -> Option<Vec<Row>> {
         let job = self.jobs.get(&job)?;
         if job.rows_complete() {
@@ -434,9 +419,8 @@ impl Jobs {
             let last = inputs.saturating_sub(count)..inputs;
             return Some(last.filter_map(|input| job.row(input)).collect());
         }
-        let skipped = job.order.len().saturating_sub(count as usize);
-        let newest = job.order[skipped..].iter();
-        Some(newest.filter_map(|input| job.row(*input)).collect())
+        let newest = job.rows.newest(count as usize);
+        Some(newest.filter_map(|input| job.row(input)).collect())
     }
 
     /// The bytes that `job` reads and that must outlive a deletion of their names:

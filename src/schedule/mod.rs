@@ -36,7 +36,8 @@ mod harness;
 pub mod jobs;
 #[cfg(test)]
 mod jobs_tests;
-pub mod profile;
+mod profile;
+pub mod rows;
 #[cfg(test)]
 mod tests;
 mod timing;
@@ -48,9 +49,10 @@ use std::time::Duration;
 use backlog::Backlog;
 use fair::Share;
 use jobs::{BATCH_MAX, Job, Jobs};
-use profile::Profile;
+use profile::Profiles;
 
 use crate::types::{Digest, JobId, NodeId, Term, Time};
+use crate::wire::client::NodeProfile;
 use crate::wire::schedule::{
     Assignment, AssignmentId, FinishedTask, Input, ScheduleMessage, WorkerStatus,
 };
@@ -154,7 +156,7 @@ struct Active {
     slowest: u64,
     started: bool,
     assigned: BTreeMap<NodeId, Time>,
-    profiles: BTreeMap<NodeId, Profile>,
+    profiles: Profiles,
     /// A user holds it: nothing more of it is handed out.
     paused: bool,
     /// Has work for all, and a node for it.
@@ -205,6 +207,7 @@ pub struct Scheduler {
     revision: Option<u64>,
     nodes: BTreeMap<NodeId, Node>,
     jobs: BTreeMap<JobId, Active>,
+    ended: profile::Ended,
     lost: BTreeMap<AssignmentId, Time>,
     finished: VecDeque<FinishedTask>,
     finished_rows: usize,
@@ -227,6 +230,7 @@ impl Scheduler {
             revision: None,
             nodes: BTreeMap::new(),
             jobs: BTreeMap::new(),
+            ended: profile::Ended::default(),
             lost: BTreeMap::new(),
             finished: VecDeque::new(),
             finished_rows: 0,
@@ -250,6 +254,19 @@ impl Scheduler {
         let recent = |at: &Time| now.since(*at) < ASSIGNED_WINDOW;
         let nodes = active.assigned.iter().filter(|(_, at)| recent(at));
         nodes.map(|(node, _)| node.clone()).collect()
+    }
+
+    /// What is known of the tasks of `job` in this term: where their time went, by node, how
+    /// many queries are in tasks, and the weights of all jobs that have work left.
+    pub fn profile(&self, job: JobId) -> (Vec<NodeProfile>, u64, u64) {
+        let active = self.jobs.get(&job);
+        let profiles = active.map(|active| &active.profiles);
+        let profiles = profiles.or_else(|| self.ended.get(job));
+        let nodes = profiles.map(|it| it.values().cloned().collect());
+        let served = self.jobs.iter().filter(|(id, it)| it.open || **id == job);
+        let weights = served.map(|(_, it)| u64::from(it.share.weight())).sum();
+        let in_flight = active.map_or(0, |active| active.in_flight);
+        (nodes.unwrap_or_default(), in_flight, weights)
     }
 
     /// Live nodes whose worker has reported in this term and has this network loaded.
@@ -563,7 +580,10 @@ impl Scheduler {
         let open = || jobs.unfinished().filter(|job| !job.is_cancelled());
         let unfinished: BTreeSet<JobId> = open().map(|job| job.id).collect();
         let known = self.jobs.len();
-        self.jobs.retain(|id, _| unfinished.contains(id));
+        let gone = self.jobs.extract_if(.., |id, _| !unfinished.contains(id));
+        for (id, active) in gone {
+            self.ended.add(id, active.profiles);
+        }
         let mut reshape = self.jobs.len() < known;
         for job in open() {
             let known = self.jobs.entry(job.id);
@@ -647,7 +667,7 @@ impl Active {
             slowest: 0,
             started: false,
             assigned: BTreeMap::new(),
-            profiles: BTreeMap::new(),
+            profiles: Profiles::new(),
             paused: job.is_paused(),
             open: false,
             compared: false,

@@ -7,60 +7,55 @@
 //! turn is time in which the node idled. Leaves to others: the rows, and the log: a profile
 //! is the leader's own and begins with its reign.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use crate::types::Time;
+use crate::types::{JobId, NodeId};
+use crate::wire::client::NodeProfile;
 use crate::wire::schedule::TaskTimes;
 
-/// Sums over the tasks of one job on one node, in nanoseconds.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Profile {
-    /// Tasks that brought a result.
-    pub tasks: u64,
-    /// Their inputs.
-    pub queries: u64,
+/// Ended jobs whose profiles are remembered; the oldest is forgotten.
+const ENDED_MAX: usize = 100;
+
+/// One job's profiles.
+pub(super) type Profiles = BTreeMap<NodeId, NodeProfile>;
+
+/// One task.
+pub(super) struct Finished {
+    pub(super) queries: u64,
     /// From dispatch to result.
-    pub elapsed: u64,
-    /// The parts that the worker measured.
-    pub times: TaskTimes,
-    /// Turns between two results with work all the time.
-    pub turns: u64,
-    /// What was not inference in those turns.
-    pub idle: u64,
+    pub(super) elapsed: Duration,
+    pub(super) times: TaskTimes,
+    /// How long ago the node's last result came, where there has been work for it since.
+    pub(super) turn: Option<Duration>,
 }
 
-impl Profile {
-    /// Adds one task. `turn` is how long ago the node's last result came, where there has been
-    /// work for it since.
-    pub(super) fn add(
-        &mut self,
-        queries: u64,
-        elapsed: Duration,
-        times: TaskTimes,
-        turn: Option<Duration>,
-    ) {
-        self.tasks += 1;
-        self.queries += queries;
-        self.elapsed += nanos(elapsed);
-        let sum = &mut self.times;
-        for (sum, part) in [
-            (&mut sum.fetch, times.fetch),
-            (&mut sum.decode, times.decode),
-            (&mut sum.waited, times.waited),
-            (&mut sum.inference, times.inference),
-        ] {
-            *sum = sum.saturating_add(part);
-        }
-        if let Some(turn) = turn.map(nanos) {
-            self.turns += turn;
-            self.idle += turn.saturating_sub(times.inference);
-        }
+/// Adds a task of `node`.
+pub(super) fn add(profiles: &mut Profiles, node: &NodeId, task: &Finished) {
+    let profile = profiles.entry(node.clone()).or_insert_with(|| NodeProfile {
+        node: node.clone(),
+        tasks: 0,
+        queries: 0,
+        elapsed: 0,
+        times: TaskTimes::default(),
+        turns: 0,
+        idle: 0,
+    });
+    profile.tasks += 1;
+    profile.queries += task.queries;
+    profile.elapsed += nanos(task.elapsed);
+    let (sum, times) = (&mut profile.times, &task.times);
+    for (sum, part) in [
+        (&mut sum.fetch, times.fetch),
+        (&mut sum.decode, times.decode),
+        (&mut sum.waited, times.waited),
+        (&mut sum.inference, times.inference),
+    ] {
+        *sum = sum.saturating_add(part);
     }
-
-    /// Nanoseconds on the way from and to the coordinator, and there.
-    pub fn reply(&self) -> u64 {
-        let used = self.times.waited.saturating_add(self.times.inference);
-        self.elapsed.saturating_sub(used)
+    if let Some(turn) = task.turn.map(nanos) {
+        profile.turns += turn;
+        profile.idle += turn.saturating_sub(times.inference);
     }
 }
 
@@ -68,7 +63,19 @@ fn nanos(span: Duration) -> u64 {
     span.as_nanos().try_into().unwrap_or(u64::MAX)
 }
 
-/// How long ago `since` was, if it was.
-pub(super) fn turn(now: Time, since: Option<Time>) -> Option<Duration> {
-    since.map(|since| now.since(since))
+/// The profiles of ended jobs.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Ended(VecDeque<(JobId, Profiles)>);
+
+impl Ended {
+    pub(super) fn add(&mut self, job: JobId, profiles: Profiles) {
+        self.0.push_back((job, profiles));
+        if self.0.len() > ENDED_MAX {
+            self.0.pop_front();
+        }
+    }
+
+    pub(super) fn get(&self, job: JobId) -> Option<&Profiles> {
+        self.0.iter().find(|(id, _)| *id == job).map(|(_, it)| it)
+    }
 }

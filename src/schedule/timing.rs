@@ -7,29 +7,37 @@
 //! 99th percentile of 13.4 s; divided by two, one task would have taken 26.8 s, longer
 //! than the job. Leaves to others: who measures the times.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
 use crate::types::WallTime;
 
-/// Distinct task times that are kept exactly; beyond, neighbours are merged in pairs.
-const SAMPLES_MAX: usize = 100_000;
 /// Longest time that is told apart, about 19 hours, so that sums of squares fit.
 const MICROS_MAX: u64 = 1 << 36;
+/// Times are told apart by their seven highest bits: they are known to 0.8 %.
+const BITS: u32 = 7;
 /// The window of the recent rate.
 const WINDOW_MILLIS: u64 = 10_000;
 /// Rows are counted together that come within this time.
-const BUCKET_MILLIS: u64 = 10;
+const BUCKET_MILLIS: u64 = 50;
 
-/// Times of a job's queries.
+/// Tasks whose times are kept one by one; of a job with more there is a histogram.
+const EXACT_MAX: usize = 500;
+
+/// Times of a job's queries: exact sums, and, from [`EXACT_MAX`] tasks on, a histogram of at
+/// most some thousand bins whose width is a fixed share of the time (as in HdrHistogram).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Timing {
-    /// Microseconds of a task, and its queries.
+    /// Microseconds of a task, and its queries; empty once there are bins.
     samples: Vec<(u64, u64)>,
+    /// Queries by the bin of their time.
+    bins: BTreeMap<u16, u64>,
     queries: u64,
     sum: u128,
     squares: u128,
+    shortest: u64,
+    longest: u64,
 }
 
 impl Timing {
@@ -37,26 +45,22 @@ impl Timing {
     pub(super) fn add(&mut self, elapsed: u64, queries: u64) {
         let micros = (elapsed / 1_000).min(MICROS_MAX);
         let (wide, count) = (u128::from(micros), u128::from(queries));
+        let first = self.queries == 0;
+        self.shortest = if first {
+            micros
+        } else {
+            self.shortest.min(micros)
+        };
+        self.longest = self.longest.max(micros);
         self.queries += queries;
         self.sum += wide * count;
         self.squares += wide * wide * count;
         self.samples.push((micros, queries));
-        if self.samples.len() > SAMPLES_MAX {
-            self.merge_neighbours();
+        if self.samples.len() > EXACT_MAX || !self.bins.is_empty() {
+            for (micros, queries) in self.samples.drain(..) {
+                *self.bins.entry(bin(micros)).or_default() += queries;
+            }
         }
-    }
-
-    /// Halves the samples: mean and deviation stay exact, percentiles move by at most
-    /// the gap between neighbours among 100,000.
-    fn merge_neighbours(&mut self) {
-        self.samples.sort_unstable();
-        let merge = |pair: &[(u64, u64)]| {
-            let queries: u64 = pair.iter().map(|sample| sample.1).sum();
-            let weighted = |sample: &(u64, u64)| u128::from(sample.0) * u128::from(sample.1);
-            let total: u128 = pair.iter().map(weighted).sum();
-            ((total / u128::from(queries.max(1))) as u64, queries)
-        };
-        self.samples = self.samples.chunks(2).map(merge).collect();
     }
 
     /// Mean in seconds; 0 without samples.
@@ -77,26 +81,48 @@ impl Timing {
         if self.queries == 0 {
             return 0.0;
         }
-        let mut sorted = self.samples.clone();
-        sorted.sort_unstable();
         let hundredths = percent.min(100) * (self.queries - 1);
         let (rank, fraction) = (hundredths / 100, hundredths % 100);
-        let low = at_rank(&sorted, rank) as f64;
-        let high = at_rank(&sorted, (rank + 1).min(self.queries - 1)) as f64;
+        let mut sorted = self.samples.clone();
+        sorted.sort_unstable();
+        let low = self.at_rank(&sorted, rank);
+        let high = self.at_rank(&sorted, (rank + 1).min(self.queries - 1));
         (low + (high - low) * fraction as f64 / 100.0) / 1e6
+    }
+
+    /// Microseconds of query number `rank`, from 0, in the order of their times: its own, or
+    /// the middle of its bin, within what has occurred.
+    fn at_rank(&self, sorted: &[(u64, u64)], rank: u64) -> f64 {
+        let mut seen = 0;
+        let found = sorted.iter().find(|(_, queries)| {
+            seen += queries;
+            rank < seen
+        });
+        if let Some((micros, _)) = found {
+            return *micros as f64;
+        }
+        let found = self.bins.iter().find(|(_, queries)| {
+            seen += **queries;
+            rank < seen
+        });
+        let middle = found.map_or(0.0, |(bin, _)| middle(*bin));
+        middle.clamp(self.shortest as f64, self.longest as f64)
     }
 }
 
-/// The value of query number `rank`, from 0, in samples sorted by time.
-fn at_rank(sorted: &[(u64, u64)], rank: u64) -> u64 {
-    let mut seen = 0;
-    for (micros, queries) in sorted {
-        seen += queries;
-        if rank < seen {
-            return *micros;
-        }
-    }
-    sorted.last().map_or(0, |sample| sample.0)
+/// The bin of a time: its highest bits, and how far they are shifted.
+fn bin(micros: u64) -> u16 {
+    let length = u64::BITS - micros.leading_zeros();
+    let shift = length.saturating_sub(BITS + 1);
+    ((shift << BITS) + (micros >> shift) as u32) as u16
+}
+
+/// The middle of a bin, in microseconds.
+fn middle(bin: u16) -> f64 {
+    let bin = u64::from(bin);
+    let shift = (bin >> BITS).saturating_sub(1);
+    let first = (bin - (shift << BITS)) << shift;
+    first as f64 + ((1u64 << shift) - 1) as f64 / 2.0
 }
 
 /// Rows of the last 10 seconds by the leaders' wall clock stamps.

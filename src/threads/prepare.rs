@@ -78,7 +78,7 @@ impl Prepare {
     }
 
     /// Hands the task's numbers to the inference thread. False when the process stops.
-    fn prepare(&mut self, mut assignment: Assignment, ordered: Time) -> bool {
+    pub(super) fn prepare(&mut self, mut assignment: Assignment, ordered: Time) -> bool {
         let id = assignment.id;
         let key = (assignment.model.clone(), assignment.digest);
         let inputs = std::mem::take(&mut assignment.inputs);
@@ -144,7 +144,7 @@ impl Prepare {
     }
 
     /// Reads some of the inputs that a task is likely to ask for, or decodes one of them.
-    fn look_ahead(&mut self) {
+    pub(super) fn look_ahead(&mut self) {
         let begun = self.shared.clock.now();
         if let Some(fetched) = self.ahead.next_fetched() {
             let Some(manifest) = self.manifests.get(&fetched.model) else {

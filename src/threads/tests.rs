@@ -4,6 +4,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::AtomicUsize;
 
 use super::ask::Ask;
+use super::infer::Work;
 use super::prepare::Order;
 use super::*;
 use crate::models::manifest::Manifest;
@@ -13,7 +14,7 @@ use crate::types::Version;
 use crate::types::{BlobId, Digest, FileName, JobId, Term, Time};
 use crate::wire::peer::{Hello, PeerMessage, Purpose};
 use crate::wire::read_message;
-use crate::wire::schedule::{AssignedInput, Assignment, AssignmentId, ModelFiles, Outcome};
+use crate::wire::schedule::{AssignedInput, Assignment, AssignmentId, Hint, ModelFiles, Outcome};
 use crate::wire::store::{Located, Target};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -402,6 +403,75 @@ fn a_task_gets_one_row_for_each_input_wherever_its_bytes_are() {
     assert!(matches!(&rows[3], (6, Outcome::Unread(e)) if e.contains("no copy")));
     assert_eq!(rows[4], (7, label("dark")));
     assert_eq!(rows[5], (8, label("dark")));
+}
+
+#[test]
+fn what_a_task_may_ask_for_next_is_read_and_decoded_ahead() {
+    let at = tempfile::tempdir().expect("a temporary directory");
+    let (blobs, _) = Blobs::open(at.path()).expect("opened");
+    for (counter, brightness) in [(10, 0), (11, 80), (12, 255)] {
+        store(&blobs, counter, &png(brightness));
+    }
+    let blobs = Arc::new(blobs);
+    let (work, batches) = bounded(2);
+    let (results, _answers) = bounded(2);
+    let (asks, _reports) = bounded(4);
+    let (shared, _) = shared("me");
+    let manifest = Manifest::parse(MANIFEST.as_bytes(), "m.toml").expect("valid");
+    let key = ("m".to_string(), Digest::of(b"weights"));
+    let mut prepare = Prepare {
+        copies: Copies {
+            blobs: blobs.clone(),
+            shared: shared.clone(),
+            asks,
+        },
+        shared,
+        results,
+        work,
+        manifests: BTreeMap::from([(key.clone(), Arc::new(manifest))]),
+        ahead: Default::default(),
+    };
+    let mut first = assignment(vec![assigned(0, 10, &png(0), vec![])], vec![]);
+    first.hints = vec![Hint {
+        model: key.0,
+        digest: key.1,
+        inputs: vec![
+            assigned(1, 11, &png(80), vec![]),
+            assigned(2, 12, &png(255), vec![]),
+            assigned(3, 99, b"nowhere", vec![]),
+        ],
+    }];
+    assert!(prepare.prepare(first, Time(0)));
+    for _ in 0..3 {
+        prepare.look_ahead();
+    }
+    assert!(prepare.ahead.is_idle());
+    // Nothing is read again: the copies are gone.
+    blobs.remove(&[blob(11), blob(12)]).expect("removed");
+    let inputs = vec![
+        assigned(2, 12, &png(255), vec![]),
+        assigned(3, 99, b"nowhere", vec![]),
+        assigned(1, 11, &png(80), vec![]),
+    ];
+    assert!(prepare.prepare(assignment(inputs, vec![]), Time(0)));
+    let batches: Vec<Work> = batches.try_iter().collect();
+    let Work::Batch {
+        indices,
+        numbers,
+        errors,
+        times,
+        ..
+    } = &batches[1]
+    else {
+        panic!("a batch");
+    };
+    assert_eq!((&indices[..], numbers.len()), (&[2, 1][..], 8));
+    assert!(numbers[0] > numbers[4], "{numbers:?}");
+    assert!(
+        matches!(&errors[..], [(3, Outcome::Unread(_))]),
+        "{errors:?}"
+    );
+    assert!(times.fetch > 0 && times.decode > 0);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::schedule::{JobControl, Model, Outcome};
+use super::schedule::{JobControl, Model, Outcome, TaskTimes};
 use super::store::{Located, Target, Upload};
 use crate::types::{
     BlobId, Digest, FileName, Incarnation, Index, JobId, MemberState, NodeId, RequestId, Server,
@@ -178,6 +178,8 @@ pub enum Request {
         /// How many, at most [`ROWS_MAX`].
         count: u32,
     },
+    /// Where the time of a job goes.
+    Explain(JobId),
 }
 
 /// Most rows in one answer.
@@ -460,6 +462,80 @@ pub struct JobStats {
     pub assigned_nodes: Vec<NodeId>,
 }
 
+/// What the coordinator knows of a job's tasks since it took over.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// The job.
+    pub job: JobId,
+    /// Its status.
+    pub status: JobStatus,
+    /// Inputs of the job.
+    pub total: u64,
+    /// Finished queries, error rows included.
+    pub count: u64,
+    /// Error rows.
+    pub errors: u64,
+    /// Queries in tasks.
+    pub in_flight: u64,
+    /// Its share relative to other jobs.
+    pub weight: u64,
+    /// The shares of all jobs that have work left now, its own among them.
+    pub weights: u64,
+    /// Inputs in one task.
+    pub batch: u32,
+    /// By node, those that brought a result.
+    pub nodes: Vec<NodeProfile>,
+}
+
+impl Explanation {
+    /// Inputs that no node has and that have no row.
+    pub fn queued(&self) -> u64 {
+        self.total.saturating_sub(self.count + self.in_flight)
+    }
+}
+
+/// Sums over the tasks of one job on one node, in nanoseconds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeProfile {
+    /// The node.
+    pub node: NodeId,
+    /// Tasks that brought a result.
+    pub tasks: u64,
+    /// Their inputs.
+    pub queries: u64,
+    /// From dispatch to result, by the coordinator's clock.
+    pub elapsed: u64,
+    /// The parts that the worker measured.
+    pub times: TaskTimes,
+    /// From one result to the next, where there was work for the node all the time.
+    pub turns: u64,
+    /// What was not inference in those turns.
+    pub idle: u64,
+}
+
+impl NodeProfile {
+    /// Nanoseconds on the way from and to the coordinator, and there.
+    pub fn reply(&self) -> u64 {
+        let used = self.times.waited.saturating_add(self.times.inference);
+        self.elapsed.saturating_sub(used)
+    }
+
+    /// Mean of a task's part in seconds, `nanos` being its sum.
+    pub fn mean(&self, nanos: u64) -> f64 {
+        nanos as f64 / self.tasks.max(1) as f64 / 1e9
+    }
+
+    /// Mean seconds of a query: those of its task, divided by the task's queries.
+    pub fn per_query(&self) -> f64 {
+        self.elapsed as f64 / self.queries.max(1) as f64 / 1e9
+    }
+
+    /// Share of its time in which the node's inference idled although there was work.
+    pub fn idle_share(&self) -> Option<f64> {
+        (self.turns > 0).then(|| self.idle as f64 / self.turns as f64)
+    }
+}
+
 /// A result row.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Row {
@@ -569,6 +645,10 @@ pub enum Reply {
     JobStats(Vec<JobStats>),
     /// To `Rows` and `Tail`.
     Rows(Vec<Row>),
+    /// To `Rows` and `Tail` of a job that has ended: its result file has the rows.
+    RowsFiled,
+    /// To `Explain`.
+    Explained(Explanation),
     /// Refused or failed.
     Refused(Refusal),
 }

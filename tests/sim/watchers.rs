@@ -8,10 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use dlc::consensus::{Payload, Role};
-use dlc::types::{BlobId, Incarnation, Index, JobId, Member, REPLICAS, Server, Term, Time, View};
+use dlc::types::{
+    BlobId, Incarnation, Index, JobId, Member, REPLICAS, Server, Term, Time, View, WallTime,
+};
 use dlc::wire::consensus::Content;
 use dlc::wire::peer::{Change, Command, PeerMessage};
-use dlc::wire::schedule::{Assignment, AssignmentId};
+use dlc::wire::schedule::{Assignment, AssignmentId, Input as JobInput};
 use dlc::wire::store::CatalogCommand;
 use dlc::wire::{decode, encode};
 
@@ -77,6 +79,8 @@ pub struct Watchers {
     runs: BTreeMap<AssignmentId, HostId>,
     /// Inputs that were handed out.
     handed: BTreeSet<(JobId, u32)>,
+    /// The inputs of each job, by its number and the time of its submission.
+    pub inputs: BTreeMap<(JobId, WallTime), Vec<JobInput>>,
     /// A fault has struck.
     pub struck: bool,
     /// Disks wiped and nodes that left, so far.
@@ -105,6 +109,7 @@ impl Watchers {
             applied: Vec::new(),
             runs: BTreeMap::new(),
             handed: BTreeSet::new(),
+            inputs: BTreeMap::new(),
             struck: false,
             burned: 0,
             burned_at: Vec::new(),
@@ -477,10 +482,15 @@ impl Sim {
         if process.turns.is_multiple_of(CHECK_TURNS) {
             process.node.check_invariants();
             process.membership.check_invariants();
-            for job in process.node.state().jobs.jobs() {
-                let rows = job.rows.iter().flatten().count() as u64;
+            for job in process.node.state().jobs.unfinished() {
+                let inputs = 0..job.total() as u32;
+                let rows = inputs.filter(|input| job.has_row(*input)).count() as u64;
                 assert_eq!(rows, job.counted(), "rows and count of job {}", job.id);
             }
+        }
+        for job in process.node.state().jobs.unfinished() {
+            let known = self.watchers.inputs.entry((job.id, job.submitted));
+            known.or_insert_with(|| job.inputs.clone());
         }
         let (server, size) = (process.server.clone(), process.view.members.len());
         let crash_stop = self.plan.crash_stop;

@@ -9,6 +9,10 @@ use dlc::console::{place, stdin};
 use dlc::models::{engine, trial};
 use dlc::threads::{self, Settings, Torch};
 
+/// Tasks and rows are thousands of small allocations a second.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     if let Some(code) = trial::child() {
         return code;

@@ -5,10 +5,10 @@
 //! long finished tasks wait for others so that one log entry has them all. Leaves to others:
 //! what the node is given next (`choice`).
 
-use super::backlog::Verdict;
+use super::backlog::{LOSSES_MAX, Verdict};
 use super::jobs::{BATCH_MAX, Job, Jobs};
 use super::{
-    Active, GATHER, PROPOSAL_ROWS_MAX, ScheduleOutput, Scheduler, TEXT_MAX, profile, usable,
+    Active, GATHER, PROPOSAL_ROWS_MAX, ScheduleOutput, Scheduler, TEXT_MAX, Task, profile, usable,
 };
 use crate::types::{JobId, NodeId, Time};
 use crate::wire::schedule::{AssignmentId, FinishedTask, Outcome, ScheduleMessage, TaskTimes};
@@ -95,6 +95,33 @@ impl Scheduler {
         let arrived = nodes.filter_map(|(name, node)| Some((name.clone(), node.arrived.take()?)));
         for (to, id) in arrived.collect::<Vec<_>>() {
             self.acknowledge(to, id);
+        }
+    }
+
+    /// `node` died while it ran `task`: an input that this has happened to too often gets its
+    /// row, lest it takes one node after the other down.
+    pub(super) fn blame(&mut self, now: Time, jobs: &Jobs, node: &NodeId, task: &Task) {
+        let (Some(active), Some(job)) = (self.jobs.get_mut(&task.job), jobs.job(task.job)) else {
+            return;
+        };
+        let mut rows = Vec::new();
+        for input in &task.inputs {
+            if active.backlog.lose(*input) && active.backlog.wants(job, *input) {
+                active.backlog.propose(*input);
+                let why = format!(
+                    "{LOSSES_MAX} nodes failed while they classified it, the last one {node}"
+                );
+                rows.push((*input, Outcome::Error(why)));
+            }
+        }
+        if !rows.is_empty() {
+            let task = FinishedTask {
+                job: task.job,
+                node: node.clone(),
+                elapsed: now.since(task.dispatched).as_nanos() as u64,
+                rows,
+            };
+            self.gather(now, task, true);
         }
     }
 

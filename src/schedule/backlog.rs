@@ -6,7 +6,8 @@
 //! served, and every rule about nodes and time.
 //!
 //! Order: inputs that came back go first, then fresh ones: those that the node was told to
-//! prepare, those that it holds, others, and last those that other nodes were told to prepare.
+//! prepare, those that it holds, others, and then those that other nodes were told to prepare.
+//! Last, and one by one, go those whose node died while it ran them: they may have killed it.
 //! An input is overtaken by at most [`SPAN`] later ones (and sixteen batches), so none
 //! starves. Memory: a fresh input costs nothing until it is in the window.
 
@@ -22,6 +23,9 @@ use crate::wire::schedule::AssignmentId;
 const WINDOW: usize = 256;
 /// A fresh input is handed out only while the oldest waiting one is at most so far behind.
 const SPAN: u32 = 1_024;
+/// An input that was being run when its node died is tried alone from then on, so that its
+/// neighbours in a task are not taken for it. After so many deaths in all it gets an error row.
+pub(super) const LOSSES_MAX: u8 = 3;
 /// Errors of one input after which its row is an error whatever nodes there are.
 const ERRORS_MAX: usize = 3;
 
@@ -53,6 +57,10 @@ pub(super) struct Backlog {
     next: u32,
     window: BTreeSet<u32>,
     returned: BTreeSet<u32>,
+    /// Inputs that are to be tried alone, after all others.
+    suspects: BTreeSet<u32>,
+    /// How often a node died that had the input in its task.
+    losses: BTreeMap<u32, u8>,
     failed: BTreeSet<u32>,
     /// Inputs that could not be read, and when they are tried again.
     put_off: BTreeMap<u32, Time>,
@@ -85,6 +93,8 @@ impl Backlog {
         let late: Vec<u32> = self.window.iter().filter(|i| !open(i)).copied().collect();
         late.into_iter().for_each(|input| self.unqueue(input));
         self.returned.retain(open);
+        self.suspects.retain(open);
+        self.losses.retain(|input, _| open(input));
         self.failed.retain(open);
         self.put_off.retain(|input, _| open(input));
         self.unread.retain(|input, _| open(input));
@@ -99,6 +109,7 @@ impl Backlog {
             let input = self.next;
             self.next += 1;
             let queued = self.returned.contains(&input)
+                || self.suspects.contains(&input)
                 || self.failed.contains(&input)
                 || self.put_off.contains_key(&input);
             if self.wants(job, input) && !self.is_active(input) && !queued {
@@ -115,7 +126,7 @@ impl Backlog {
 
     /// Whether something waits that any node may do.
     pub(super) fn is_open_to_all(&self) -> bool {
-        !self.window.is_empty() || !self.returned.is_empty()
+        !self.window.is_empty() || !self.returned.is_empty() || !self.suspects.is_empty()
     }
 
     /// Whether a failed input waits that `node` may try; `others` are all that could.
@@ -160,6 +171,9 @@ impl Backlog {
         let mut taken: Vec<u32> = self.failed_for(node, others).take(count).collect();
         taken.extend(self.returned.iter().take(count - taken.len()));
         taken.extend(self.choose_fresh(node, count - taken.len(), holds));
+        if taken.is_empty() {
+            taken.extend(self.suspects.first());
+        }
         taken.sort_unstable();
         for input in &taken {
             self.activate(*input);
@@ -249,6 +263,7 @@ impl Backlog {
             hints.remove(&input);
         }
         self.returned.remove(&input);
+        self.suspects.remove(&input);
         self.failed.remove(&input);
         self.put_off.remove(&input);
     }
@@ -293,9 +308,23 @@ impl Backlog {
         self.unqueue(input);
         if self.errors.contains_key(&input) {
             self.failed.insert(input);
+        } else if self.has_losses(input) {
+            self.suspects.insert(input);
         } else {
             self.returned.insert(input);
         }
+    }
+
+    /// A node died that had `input` in its task: whether that has happened too often.
+    pub(super) fn lose(&mut self, input: u32) -> bool {
+        let losses = self.losses.entry(input).or_default();
+        *losses = losses.saturating_add(1);
+        *losses >= LOSSES_MAX
+    }
+
+    /// Whether a node has died that had `input` in its task.
+    pub(super) fn has_losses(&self, input: u32) -> bool {
+        self.losses.contains_key(&input)
     }
 
     /// Whether a row of `input` is still wanted.
@@ -308,6 +337,7 @@ impl Backlog {
     pub(super) fn propose(&mut self, input: u32) {
         self.unqueue(input);
         self.errors.remove(&input);
+        self.losses.remove(&input);
         self.unread.remove(&input);
         self.proposed.insert(input);
     }
@@ -348,7 +378,7 @@ impl Backlog {
             return Err(format!("job {}: input {input} is no fresh one", job.id));
         }
         for input in 0..self.total {
-            let queues = [&self.window, &self.returned, &self.failed];
+            let queues = [&self.window, &self.returned, &self.failed, &self.suspects];
             let mut places = queues.iter().filter(|set| set.contains(&input)).count();
             places += usize::from(self.put_off.contains_key(&input));
             places += usize::from(self.is_active(input));

@@ -95,7 +95,7 @@ impl Scheduler {
         job: JobId,
         holders: &dyn Holders,
     ) -> Option<ScheduleOutput> {
-        let (token, active) = (self.nodes.get(node)?.token, self.jobs.get_mut(&job)?);
+        let active = self.jobs.get_mut(&job)?;
         let found = jobs.job(job)?;
         let held = |input: u32| holders.holds(node, &found.inputs[input as usize]);
         let count = active.batch as usize;
@@ -109,9 +109,24 @@ impl Scheduler {
         let queries = inputs.len() as u64;
         active.share.hand_out(queries);
         active.in_flight += queries;
+        self.reshape |= !active.backlog.has_work_for_all(found);
+        self.hand_over(now, jobs, node, job, inputs, holders)
+    }
+
+    /// Makes the assignment of `inputs`, which count as handed out already.
+    pub(super) fn hand_over(
+        &mut self,
+        now: Time,
+        jobs: &Jobs,
+        node: &NodeId,
+        job: JobId,
+        inputs: Vec<u32>,
+        holders: &dyn Holders,
+    ) -> Option<ScheduleOutput> {
+        let (token, active) = (self.nodes.get(node)?.token, self.jobs.get_mut(&job)?);
+        let found = jobs.job(job)?;
         active.started = true;
         active.note_assigned(node, now);
-        self.reshape |= !active.backlog.has_work_for_all(found);
         self.counter += 1;
         let mut table = Vec::new();
         let assigned = |input: &u32| assigned(*input, found, holders, &mut table);
@@ -128,7 +143,7 @@ impl Scheduler {
             hints: Vec::new(),
             holders: Vec::new(),
         };
-        let deadline = now + active.deadline(queries);
+        let deadline = now + active.deadline(inputs.len() as u64);
         assignment.hints = self.hints(jobs, node, holders, &mut table);
         assignment.holders = table;
         let known = self.nodes.get_mut(node)?;
@@ -143,6 +158,7 @@ impl Scheduler {
             freed: known.freed.take(),
             confirmed: false,
             late: false,
+            copied: false,
             assignment: Some(assignment.clone()),
             repeat_at: now + ASSIGN_REPEAT,
             deadline,

@@ -99,6 +99,8 @@ struct Machine {
     worker: Worker,
     life: u64,
     busy: bool,
+    /// What it runs.
+    running: Option<(JobId, Vec<u32>)>,
     /// Since when it has been idle while much was left to hand out.
     idle_since: Option<Time>,
 }
@@ -110,6 +112,8 @@ pub struct World {
     pub trace: blake3::Hasher,
     /// How often each input was run to its end, or was being run at a death.
     pub runs: BTreeMap<(JobId, u32), Vec<NodeId>>,
+    /// How often the machine died that ran an input.
+    pub deaths: BTreeMap<(JobId, u32), u8>,
     /// Rows that the log has counted.
     pub counted: u64,
     /// Longest idle time of a machine between two tasks while much was left to hand out.
@@ -139,6 +143,7 @@ impl World {
             jobs: Jobs::new(),
             trace: blake3::Hasher::new(),
             runs: BTreeMap::new(),
+            deaths: BTreeMap::new(),
             counted: 0,
             idle_most: Duration::ZERO,
             progress: Vec::new(),
@@ -288,6 +293,7 @@ impl World {
                 let machine = self.machines.get_mut(&name).filter(|m| m.life == life);
                 if let Some(machine) = machine {
                     machine.busy = false;
+                    machine.running = None;
                     machine.idle_since = left.then_some(now);
                     let times = TaskTimes::default();
                     machine.worker.handle_batch_done(now, id, rows, times);
@@ -303,7 +309,12 @@ impl World {
             }
             Event::Apply(tasks) => self.apply(&tasks),
             Event::Die(name) => {
-                self.machines.remove(&name);
+                let machine = self.machines.remove(&name);
+                let running = machine.and_then(|machine| machine.running);
+                let (job, inputs) = running.unwrap_or((JobId(0), Vec::new()));
+                for input in inputs {
+                    *self.deaths.entry((job, input)).or_default() += 1;
+                }
                 let delay = self.rng.span(Duration::ZERO, Duration::from_secs(3));
                 self.after(delay, Event::View);
             }
@@ -362,6 +373,7 @@ impl World {
             worker,
             life,
             busy: false,
+            running: None,
             idle_since: None,
         };
         self.machines.insert(name.clone(), machine);
@@ -474,6 +486,8 @@ impl World {
             !std::mem::replace(&mut machine.busy, true),
             "P8: {name} at {now}"
         );
+        let inputs = task.inputs.iter().map(|input| input.index).collect();
+        machine.running = Some((task.job, inputs));
         if let Some(since) = machine.idle_since {
             self.idle_most = self.idle_most.max(now.since(since));
         }

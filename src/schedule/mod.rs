@@ -21,9 +21,6 @@
 //!
 //! Data is early, tasks are not queued: an assignment carries hints of what the node is likely
 //! to be given next, so that it can read and decode that while it computes.
-//!
-//! Not here yet: speculative copies at a job's tail. Their place is
-//! [`Scheduler::poll_output`], where a free node finds no work.
 
 mod arrivals;
 mod backlog;
@@ -38,6 +35,9 @@ pub mod jobs;
 mod jobs_tests;
 mod profile;
 pub mod rows;
+mod tail;
+#[cfg(test)]
+mod tail_tests;
 #[cfg(test)]
 mod tests;
 mod timing;
@@ -121,6 +121,8 @@ struct Task {
     confirmed: bool,
     /// Its inputs have been released to other nodes.
     late: bool,
+    /// Another node has been given the same as well.
+    copied: bool,
     /// To be sent again, until it is confirmed.
     assignment: Option<Assignment>,
     repeat_at: Time,
@@ -218,6 +220,8 @@ pub struct Scheduler {
     reshape: bool,
     /// No free node can be given anything until something happens.
     stalled: bool,
+    /// When a free node may be given a copy of a running task.
+    speculate_at: Option<Time>,
 }
 
 impl Scheduler {
@@ -238,6 +242,7 @@ impl Scheduler {
             outbox: VecDeque::new(),
             reshape: true,
             stalled: false,
+            speculate_at: None,
         }
     }
 
@@ -280,7 +285,7 @@ impl Scheduler {
         self.sync(jobs);
         let gone: Vec<NodeId> = self.nodes.keys().cloned().collect();
         for node in gone.iter().filter(|node| !live.contains(*node)) {
-            self.drop_task(jobs, node);
+            self.drop_task(now, jobs, node, true);
             self.nodes.remove(node);
             self.forget_hints(node);
         }
@@ -337,7 +342,7 @@ impl Scheduler {
             task.assignment = None;
             return;
         }
-        self.drop_task(jobs, node);
+        self.drop_task(now, jobs, node, false);
         let distinct: BTreeSet<u32> = inputs.into_iter().take(BATCH_MAX as usize).collect();
         let inputs: Vec<u32> = distinct.into_iter().collect();
         let queries = inputs.len() as u64;
@@ -360,6 +365,7 @@ impl Scheduler {
                 freed: None,
                 confirmed: true,
                 late: false,
+                copied: false,
                 assignment: None,
                 repeat_at: Time::MAX,
                 deadline,
@@ -378,7 +384,7 @@ impl Scheduler {
         let model = self.jobs.get(&task.job).map(|active| &active.model);
         let lacking = model.is_none_or(|model| !known.models.contains(model));
         if ended || (lacking && now.since(task.dispatched) >= REPEAT) {
-            self.drop_task(jobs, node);
+            self.drop_task(now, jobs, node, ended);
         }
     }
 
@@ -453,7 +459,11 @@ impl Scheduler {
                 woken = true;
             }
         }
-        self.wake(woken);
+        if woken {
+            self.wake(true);
+        } else if self.speculate_at.is_some_and(|at| at <= now) {
+            self.wake(false);
+        }
     }
 
     /// The next output, or `None` where nothing is left to do now.
@@ -487,8 +497,10 @@ impl Scheduler {
         let found = nodes
             .filter_map(|(name, node)| Some((name.clone(), self.choose(name, node)?)))
             .next();
-        let (node, job) = found?;
-        self.dispatch(now, jobs, &node, job, holders)
+        match found {
+            Some((node, job)) => self.dispatch(now, jobs, &node, job, holders),
+            None => self.speculate(now, jobs, holders),
+        }
     }
 
     /// When [`Scheduler::handle_timeout`] is due, if ever.
@@ -510,7 +522,12 @@ impl Scheduler {
         let jobs = self.jobs.values();
         let again = jobs.filter_map(|active| active.backlog.poll_timeout());
         let gathered = self.gathered_at();
-        nodes.chain(grace).chain(again).chain(gathered).min()
+        nodes
+            .chain(grace)
+            .chain(again)
+            .chain(gathered)
+            .chain(self.speculate_at)
+            .min()
     }
 
     /// Checks what must hold between calls, and says what does not.
@@ -556,6 +573,7 @@ impl Scheduler {
 
     fn wake(&mut self, reshape: bool) {
         self.stalled = false;
+        self.speculate_at = None;
         self.reshape |= reshape;
     }
 
@@ -622,11 +640,15 @@ impl Scheduler {
         Some(task)
     }
 
-    /// The task of `node` has ended without a result: its inputs go back to the front.
-    fn drop_task(&mut self, jobs: &Jobs, node: &NodeId) {
+    /// The task of `node` has ended without a result, perhaps because the node has `died`: its
+    /// inputs go back to the front.
+    fn drop_task(&mut self, now: Time, jobs: &Jobs, node: &NodeId, died: bool) {
         let Some(task) = self.end_task(node, |_| true) else {
             return;
         };
+        if died {
+            self.blame(now, jobs, node, &task);
+        }
         self.release(jobs, task.job, &task.inputs, false);
         self.lost.insert(task.id, task.dispatched);
         if self.lost.len() > LOST_MAX {

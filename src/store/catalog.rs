@@ -189,6 +189,14 @@ impl Catalog {
     /// order. Result files of jobs and deleted files never match.
     pub fn matching(&self, pattern: &str) -> Vec<&VersionRecord> {
         let mut found: Vec<&VersionRecord> = self.matching_after(pattern, None).collect();
+        let pattern = Pattern::new(pattern);
+        let numbered = found.iter();
+        let numbered = numbered.map(|it| Some((pattern.number(it.name.as_str())?, *it)));
+        // Mostly they are nothing but numbered.
+        if let Some(mut numbered) = numbered.collect::<Option<Vec<(u64, _)>>>() {
+            numbered.sort_unstable_by_key(|(number, _)| *number);
+            return numbered.into_iter().map(|(_, record)| record).collect();
+        }
         found.sort_by(|a, b| compare_natural(a.name.as_str(), b.name.as_str()));
         found
     }

@@ -64,6 +64,17 @@ impl<'a> Pattern<'a> {
         self.extension
     }
 
+    /// The number that tells the match `name` from the others, where it is nothing else: those
+    /// numbers are in natural order as the names are.
+    pub fn number(&self, name: &str) -> Option<u64> {
+        let rest = name.strip_prefix(self.stem)?;
+        let digits = rest.strip_suffix(self.extension)?;
+        let plain = digits.bytes().all(|byte| byte.is_ascii_digit());
+        let zeros = digits.len() > 1 && digits.starts_with('0');
+        // 19 digits always fit; a sign does not pass.
+        (plain && !zeros && digits.len() <= 19).then(|| digits.parse().ok())?
+    }
+
     /// Whether `name` is one of the data set's names.
     pub fn matches(&self, name: &str) -> bool {
         name.strip_prefix(self.stem)

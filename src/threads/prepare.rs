@@ -286,9 +286,9 @@ impl Prepare {
     }
 
     fn read_here(&self, want: &Want) -> Result<Vec<u8>, String> {
-        match self.copies.blobs.read(want.blob) {
-            Ok(content) if Digest::of(&content) == want.digest => Ok(content),
-            Ok(_) => Err("the copy here has another content".into()),
+        let blobs = &self.copies.blobs;
+        match blobs.read_known(want.blob, want.bytes, want.digest) {
+            Ok(content) => Ok(content),
             Err(DiskError::NoBlob(_)) => Err("no copy could be read".into()),
             Err(error) => Err(self.copies.report(want.blob, error).to_string()),
         }

@@ -86,6 +86,20 @@ fn a_data_set_means_stem_anything_extension() {
 
 proptest! {
     #[test]
+    fn numbers_of_matches_are_in_the_natural_order_of_the_names(
+        stem in "[a-c0-2/]{0,4}", extension in "(\\.[a-z0-9]{0,3})?",
+        a in "[0-9]{0,20}", b in "[0-9]{0,20}",
+    ) {
+        let dataset = format!("{stem}{extension}");
+        let pattern = Pattern::new(&dataset);
+        let names = [&a, &b].map(|middle| format!("{}{middle}{}", pattern.stem(), pattern.extension()));
+        let numbers = names.each_ref().map(|name| pattern.number(name));
+        if let [Some(x), Some(y)] = numbers {
+            prop_assert_eq!(x.cmp(&y), compare_natural(&names[0], &names[1]));
+        }
+    }
+
+    #[test]
     fn natural_order_is_total(
         a in "[a01-9/.\u{e9}]{0,6}", b in "[a01-9/.\u{e9}]{0,6}", c in "[a01-9/.\u{e9}]{0,6}",
     ) {

@@ -121,7 +121,7 @@ fn an_input_whose_nodes_die_is_tried_alone_and_given_up_after_three() {
             .map(|i| (i, answer("0")))
             .collect()
     };
-    let mut next = |scheduler: &mut Scheduler, dead: &[&str], free: usize| {
+    let next = |scheduler: &mut Scheduler, dead: &[&str], free: usize| {
         scheduler.handle_members(now, &jobs, &live(dead));
         let (name, task) = &given[free];
         scheduler.handle_message(now, &jobs, name, done(task, rows(task)));

@@ -129,7 +129,11 @@ impl Plan {
             operations.push((at, Operation::Upload(format!("set{set}.png"), files)));
             for _ in 0..1 + random.below(2) {
                 let at = between(random, Duration::from_secs(12), Duration::from_secs(38));
-                let (batch, weight) = (1 + random.below(8) as u32, 1 + random.below(3) as u32);
+                let batch = match random.below(8) {
+                    0 => 64,
+                    drawn => drawn as u32,
+                };
+                let weight = 1 + random.below(3) as u32;
                 operations.push((at, Operation::Infer(format!("set{set}.png"), batch, weight)));
             }
         }
@@ -140,7 +144,11 @@ impl Plan {
                 Operation::Control(random.below(8), controls::draw(random)),
             ));
         }
-        let service = Duration::from_millis(1 + random.below(150));
+        // Slower ones are in the worlds of the scheduler's own tests.
+        let service = match random.below(8) {
+            0 => Duration::from_micros(100),
+            _ => Duration::from_millis(1 + random.below(150)),
+        };
         let crash_stop = nodes == 4 && faults.chance(50);
         let faults = match crash_stop {
             true => Fault::draw_crashes(faults, nodes, introducers),

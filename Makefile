@@ -18,7 +18,7 @@ SEAL := cd models && sha256sum *.safetensors >SHA256SUMS
 export DLC_BIN = $(abspath $(BIN))
 
 .PHONY: help demo run-introducer run-node need-name build build-light libtorch data data-flowers models \
-	test cluster-test sim sim-planted lint train-lenet train-resnet50 bench bench-models bench-membership bench-takeover bench-log bench-restart bench-partition bench-sdfs bench-jobs
+	test cluster-test sim sim-planted lint train-lenet train-resnet50 bench bench-models bench-membership bench-takeover bench-log bench-restart bench-partition bench-sdfs bench-jobs bench-fairness
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -97,7 +97,7 @@ train-resnet50: libtorch ## trains ResNet-50 anew on a folder of photographs for
 	@$(TRAIN) evaluate resnet50 --data $(or $(DATA),data/flowers)
 	@$(SEAL)
 
-bench: bench-models bench-membership bench-takeover bench-log bench-restart bench-partition bench-sdfs bench-jobs ## the benchmarks
+bench: bench-models bench-membership bench-takeover bench-log bench-restart bench-partition bench-sdfs bench-jobs bench-fairness ## the benchmarks
 
 bench-models: libtorch models ## our engine against tch eager, ONNX Runtime and OpenVINO (where pip has them); MODEL=lenet for one
 	@$(CARGO) run --quiet --release $(LIGHT) --example bench-images
@@ -125,3 +125,6 @@ bench-sdfs: build ## files of SDFS against what the disk does; PARTS= (files spa
 bench-jobs: build models data ## jobs of 1, 2 and 4 nodes against plain processes of the same engine; PARTS= (lenet resnet50), NODES=, BATCHES=, ROUNDS=
 	@$(CARGO) build --quiet --release --locked --example bench-plain
 	@$(CARGO) run --quiet --release $(LIGHT) --example bench-jobs -- $(PARTS)
+
+bench-fairness: build models data ## ResNet-50 and LeNet share 4 and 10 nodes; draws their rates over time; NODES=, BATCHES=
+	@$(CARGO) run --quiet --release $(LIGHT) --example bench-fairness

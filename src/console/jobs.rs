@@ -87,7 +87,7 @@ pub fn job_stats(client: &mut Client) -> Result<Answer, ClientError> {
             .map(|node| node.as_str())
             .collect();
         json!({
-            "job": job.job.0, "count": job.count, "total": job.total, "errors": job.errors,
+            "job": job.job.0, "count": job.count, "total": job.total, "served": job.served, "errors": job.errors,
             "mean": job.mean, "std": job.std, "p25": job.p25, "p75": job.p75, "p99": job.p99,
             "rate_10s": job.rate_10s, "rate_total": job.rate_total, "assigned_nodes": nodes,
         })

@@ -10,9 +10,9 @@ use crate::consensus;
 use crate::schedule::jobs::{Job, Jobs};
 use crate::types::{BlobId, FileName, JobId, NodeId};
 use crate::wire::client::{
-    Explanation, Held, Holding, JobInfo, JobStatus, LOCATED_MAX, LogState, MemberInfo, ModelState,
-    ROWS_MAX, Receipt, Refusal, Reply, Request, Role, Row, SURVEY_FOLDERS, UNDER_MAX, Under,
-    UnderFile,
+    Explanation, Held, Holding, JobInfo, JobStats, JobStatus, LOCATED_MAX, LogState, MemberInfo,
+    ModelState, ROWS_MAX, Receipt, Refusal, Reply, Request, Role, Row, SURVEY_FOLDERS, UNDER_MAX,
+    Under, UnderFile,
 };
 use crate::wire::peer::{Change, Command};
 use crate::wire::store::CatalogCommand;
@@ -380,13 +380,12 @@ impl Node {
         };
         let wall = self.wall_now();
         let assigned = |job: &Job| leading.scheduler.assigned_recently(job.id, self.now);
-        Reply::JobStats(
-            self.state
-                .jobs
-                .jobs()
-                .map(|job| job.stats(wall, assigned(job)))
-                .collect(),
-        )
+        let stats = |job: &Job| {
+            let stats = job.stats(wall, assigned(job));
+            let served = leading.scheduler.served(job.id).unwrap_or(stats.count);
+            JobStats { served, ..stats }
+        };
+        Reply::JobStats(self.state.jobs.jobs().map(stats).collect())
     }
 
     /// The answer to a changing command once it is applied.

@@ -174,6 +174,7 @@ impl Job {
             job: self.id,
             count: self.counted(),
             total: self.total,
+            served: self.counted,
             errors: self.errors,
             mean: self.timing.mean(),
             std: self.timing.std(),

@@ -251,6 +251,11 @@ impl Scheduler {
         self.jobs.get(&job).is_some_and(|active| active.started)
     }
 
+    /// Queries of `job` that are finished or in tasks; `None` where it has ended.
+    pub fn served(&self, job: JobId) -> Option<u64> {
+        self.jobs.get(&job).map(|active| active.share.served())
+    }
+
     /// Nodes that were given a task of `job` in the last 10 s.
     pub fn assigned_recently(&self, job: JobId, now: Time) -> Vec<NodeId> {
         let Some(active) = self.jobs.get(&job) else {

@@ -442,6 +442,8 @@ pub struct JobStats {
     pub count: u64,
     /// Inputs of the job.
     pub total: u64,
+    /// Queries that are finished or in tasks now; those of a job that has ended are finished.
+    pub served: u64,
     /// Error rows.
     pub errors: u64,
     /// Mean time.

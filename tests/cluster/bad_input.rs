@@ -41,7 +41,7 @@ fn each_mistake_gets_its_own_words() {
         &["infer", "lenet", "x.png", "0"],
         &["grep"],
         &["pause", "x"],
-        &["explain", "0"],
+        &["explain", "x"],
     ] {
         let said = cluster.dlc("n1", words);
         assert_eq!(said.status, 2, "{words:?}: {said:?}");

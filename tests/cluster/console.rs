@@ -93,7 +93,7 @@ fn the_console_speaks_the_seeds_words() {
 
     for (bad, says) in [
         ("frobnicate", "unknown command"),
-        ("explain 0", "unknown command"),
+        ("grep x", "unknown command"),
         ("cancel 0", "no job 0"),
         ("put onlyone", "usage: put LOCAL SDFS"),
         ("get vm1.log x", "vm1.log"),

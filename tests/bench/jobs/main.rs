@@ -51,7 +51,7 @@ const RESNET: Task = Task {
     stem: "flower",
     extension: "jpg",
     count: 240,
-    jobs: 1,
+    jobs: 4,
     batches: &[1, 4, 10],
     bar: 0.95,
 };

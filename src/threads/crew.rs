@@ -15,7 +15,9 @@ use parking_lot::Mutex;
 use super::clock::Clock;
 
 /// Priority of threads that compute, below the usual 0.
-const NICENESS: i32 = 5;
+pub(super) const COMPUTING: i32 = 5;
+/// That of the thread that prepares their inputs: computing waits for it.
+pub(super) const PREPARING: i32 = 2;
 
 /// Why the process ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,9 +94,9 @@ impl Crew {
 
     /// Lets the calling thread, and those that it starts, give way to others, so that pings
     /// are answered while every core computes.
-    pub fn give_way() {
+    pub fn give_way(niceness: i32) {
         // Zero is the calling thread; a system that refuses only loses the courtesy.
-        if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
+        if let Err(error) = rustix::process::setpriority_process(None, niceness) {
             log::debug!("cannot lower a thread's priority: {error}");
         }
     }

@@ -11,9 +11,9 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
 
 use super::Shared;
-use super::ahead::{Ahead, Fetched, Ready, Wanted};
+use super::ahead::{Ahead, Fetched, Wanted};
 use super::copies::Copies;
-use super::crew::Crew;
+use super::crew::{Crew, PREPARING};
 use super::infer::Work;
 use crate::disk::DiskError;
 use crate::models::manifest::Manifest;
@@ -56,7 +56,7 @@ pub(super) struct Prepare {
 impl Prepare {
     /// Works until the channel closes. Orders go before what is prepared ahead of them.
     pub(super) fn run(mut self, orders: Receiver<Order>) -> Result<(), String> {
-        Crew::give_way();
+        Crew::give_way(PREPARING);
         loop {
             let order = match self.ahead.is_idle() {
                 true => orders.recv().map_err(|_| TryRecvError::Disconnected),
@@ -82,43 +82,45 @@ impl Prepare {
         let id = assignment.id;
         let key = (assignment.model.clone(), assignment.digest);
         let inputs = std::mem::take(&mut assignment.inputs);
-        let ready: Vec<Option<Ready>> = inputs
-            .iter()
-            .map(|input| self.ahead.take(&key, input.blob))
-            .collect();
-        let missing = || inputs.iter().zip(&ready).filter(|(_, it)| it.is_none());
-        let mut times = TaskTimes::default();
         let begun = self.shared.clock.now();
-        let missing: Vec<&AssignedInput> = missing().map(|(input, _)| input).collect();
-        let mut contents = self.read_inputs(&missing, &assignment.holders).into_iter();
+        let ready = self.ahead.take(&key, &inputs);
+        let mut times = TaskTimes {
+            fetch: ready.fetch,
+            decode: ready.decode,
+            ..TaskTimes::default()
+        };
+        let missing = inputs
+            .iter()
+            .zip(&ready.which)
+            .filter(|(_, ready)| !**ready);
+        let missing: Vec<&AssignedInput> = missing.map(|(input, _)| input).collect();
+        let contents = self.read_inputs(&missing, &assignment.holders);
         let read = self.shared.clock.now();
         times.fetch += read.since(begun).as_nanos() as u64;
         self.ahead.add(&mut assignment);
         let manifest = self.manifests.get(&key).cloned();
-        let not_loaded = || format!("model {} is not loaded on this node", key.0);
-        let (mut errors, mut indices, mut numbers) = (Vec::new(), Vec::new(), Vec::new());
-        for (input, ready) in inputs.iter().zip(ready) {
+        let (mut errors, mut numbers) = (Vec::new(), ready.numbers);
+        // Those that were prepared come first in the numbers, then the others.
+        let mut indices: Vec<u32> = Vec::with_capacity(inputs.len());
+        for (input, ready) in inputs.iter().zip(&ready.which) {
+            match (ready, &manifest) {
+                (true, Some(_)) => indices.push(input.index),
+                (true, None) => errors.push((input.index, not_loaded(&key))),
+                (false, _) => {}
+            }
+        }
+        for (input, content) in missing.into_iter().zip(contents) {
             // One that is too large stays so; holders of the others may come back.
             let unread = |why| match input.bytes > INPUT_BYTES_MAX {
                 true => Outcome::Error(why),
                 false => Outcome::Unread(why),
             };
-            let manifest = manifest.as_deref();
-            let decoded = match (manifest, ready) {
-                (None, _) => Err(Outcome::Error(not_loaded())),
-                (Some(_), Some(ready)) => {
-                    times.fetch += ready.fetch;
-                    times.decode += ready.decode;
-                    numbers.extend_from_slice(&ready.numbers);
-                    Ok(())
-                }
-                (Some(manifest), None) => {
-                    let content = contents.next().expect("one for each that is missing");
-                    content.map_err(unread).and_then(|content| {
-                        prepare_into(&content, manifest, &mut numbers)
-                            .map_err(|error| Outcome::Error(error.to_string()))
-                    })
-                }
+            let decoded = match &manifest {
+                None => Err(not_loaded(&key)),
+                Some(manifest) => content.map_err(unread).and_then(|content| {
+                    prepare_into(&content, manifest, &mut numbers)
+                        .map_err(|error| Outcome::Error(error.to_string()))
+                }),
             };
             match decoded {
                 Ok(()) => indices.push(input.index),
@@ -145,18 +147,18 @@ impl Prepare {
 
     /// Reads some of the inputs that a task is likely to ask for, or decodes one of them.
     pub(super) fn look_ahead(&mut self) {
-        let begun = self.shared.clock.now();
+        let clock = self.shared.clock;
+        let begun = clock.now();
         if let Some(fetched) = self.ahead.next_fetched() {
-            let Some(manifest) = self.manifests.get(&fetched.model) else {
+            let Some(manifest) = self.manifests.get(&fetched.wanted.model) else {
                 return;
             };
-            let mut numbers = Vec::with_capacity(manifest.input.len());
-            // What is wrong with it is told by the task that asks for it.
-            if prepare_into(&fetched.content, manifest, &mut numbers).is_ok() {
-                let now = self.shared.clock.now();
-                let decode = now.since(begun).as_nanos() as u64;
-                self.ahead.add_ready(fetched, numbers, decode, now);
-            }
+            let content = &fetched.content;
+            self.ahead.decode(&fetched, begun, |numbers| {
+                // What is wrong with it is told by the task that asks for it.
+                prepare_into(content, manifest, numbers).ok()?;
+                Some(clock.now().since(begun).as_nanos() as u64)
+            });
             return;
         }
         let wanted = self.ahead.next_wanted(begun, READ_AHEAD);
@@ -169,8 +171,7 @@ impl Prepare {
             .zip(contents)
             .filter_map(|(wanted, content)| {
                 Some(Fetched {
-                    model: wanted.model,
-                    blob: wanted.input.blob,
+                    wanted,
                     content: content.ok()?,
                     nanos: each.as_nanos() as u64,
                 })
@@ -293,6 +294,10 @@ impl Prepare {
             Err(error) => Err(self.copies.report(want.blob, error).to_string()),
         }
     }
+}
+
+fn not_loaded(model: &(String, Digest)) -> Outcome {
+    Outcome::Error(format!("model {} is not loaded on this node", model.0))
 }
 
 fn read_from(

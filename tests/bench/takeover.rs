@@ -94,7 +94,9 @@ fn main() {
         return run(in_namespaces(dir), &[Failure::Cut]);
     }
     let cluster = Cluster::with_nodes(dir, NODES);
-    println!("One of {NODES} real nodes, the coordinator if nothing else is said, fails while two jobs run (seconds)");
+    println!(
+        "One of {NODES} real nodes, the coordinator if nothing else is said, fails while two jobs run (seconds)"
+    );
     println!("                                    p50    max   bar");
     let wanted = std::env::var("KINDS").unwrap_or_default();
     let is_wanted = |kind: &str| wanted.is_empty() || wanted.split(',').any(|it| it == kind);

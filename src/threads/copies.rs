@@ -12,7 +12,7 @@ use crossbeam_channel::{Sender, bounded};
 use super::Shared;
 use super::ask::Ask;
 use super::counters::{add, count};
-use super::crew::{COMPUTING, Crew};
+use super::priority::Priority;
 use crate::disk::{Blobs, DiskError};
 use crate::types::{BlobId, Time};
 use crate::wire::CHUNK_MAX;
@@ -102,7 +102,7 @@ impl Copies {
 
     /// Thread `scrub`: checks every copy once in each `period`, until the process stops.
     pub(super) fn scrub(self, period: Duration, start: u8) -> Result<(), String> {
-        Crew::give_way(COMPUTING);
+        Priority::Computing.take();
         let slot = period / u32::from(SURVEY_FOLDERS);
         let mut folder = start;
         let mut begun = self.shared.clock.now();

@@ -13,11 +13,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 
 use super::clock::Clock;
-
-/// Priority of threads that compute, below the usual 0.
-pub(super) const COMPUTING: i32 = 5;
-/// That of the thread that prepares their inputs: computing waits for it.
-pub(super) const PREPARING: i32 = 2;
+use super::priority::Priority;
 
 /// Why the process ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,15 +88,6 @@ impl Crew {
         self.start(name, false, body)
     }
 
-    /// Lets the calling thread, and those that it starts, give way to others, so that pings
-    /// are answered while every core computes.
-    pub fn give_way(niceness: i32) {
-        // Zero is the calling thread; a system that refuses only loses the courtesy.
-        if let Err(error) = rustix::process::setpriority_process(None, niceness) {
-            log::debug!("cannot lower a thread's priority: {error}");
-        }
-    }
-
     fn start(
         &self,
         name: &str,
@@ -118,6 +105,7 @@ impl Crew {
             .spawn(move || {
                 // Moved in, so that a panic of the body drops it here.
                 let mut report = report;
+                Priority::Prompt.take();
                 report.result = body();
             })
             .map_err(|error| format!("cannot start thread {name}: {error}"))?;

@@ -11,7 +11,7 @@ use crossbeam_channel::{Receiver, Sender};
 
 use super::Shared;
 use super::counters::count;
-use super::crew::{COMPUTING, Crew};
+use super::priority::Priority;
 use crate::models::manifest::Manifest;
 use crate::models::route::Route;
 use crate::node::io::{Input, LoadFailure};
@@ -92,7 +92,7 @@ pub(super) fn run(
     results: Sender<Input>,
     shared: &Shared,
 ) -> Result<(), String> {
-    Crew::give_way(COMPUTING);
+    Priority::Computing.take();
     let mut networks: BTreeMap<(String, Digest), Loaded> = BTreeMap::new();
     for item in work {
         let result = match item {

@@ -62,6 +62,7 @@ mod net;
 mod peers;
 mod ping;
 mod prepare;
+mod priority;
 mod wake;
 
 use std::collections::{BTreeMap, VecDeque};

@@ -13,8 +13,8 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use super::Shared;
 use super::ahead::{Ahead, Fetched, Wanted};
 use super::copies::Copies;
-use super::crew::{Crew, PREPARING};
 use super::infer::Work;
+use super::priority::Priority;
 use crate::disk::DiskError;
 use crate::models::manifest::Manifest;
 use crate::models::prepare::prepare_into;
@@ -56,7 +56,7 @@ pub(super) struct Prepare {
 impl Prepare {
     /// Works until the channel closes. Orders go before what is prepared ahead of them.
     pub(super) fn run(mut self, orders: Receiver<Order>) -> Result<(), String> {
-        Crew::give_way(PREPARING);
+        Priority::Preparing.take();
         loop {
             let order = match self.ahead.is_idle() {
                 true => orders.recv().map_err(|_| TryRecvError::Disconnected),

@@ -122,9 +122,9 @@ bench-partition: build ## seven nodes in network namespaces are cut into five an
 bench-sdfs: build ## files of SDFS against what the disk does; PARTS= (files sparse small repair beside catalog crashes), ROUNDS=
 	@$(CARGO) run --quiet --release $(LIGHT) --example bench-sdfs -- $(PARTS)
 
-bench-jobs: build models data ## jobs of 1, 2 and 4 nodes against plain processes of the same engine; PARTS= (lenet resnet50), NODES=, BATCHES=, ROUNDS=
+bench-jobs: build models data ## scheduling alone; jobs of 1, 2 and 4 nodes against plain processes; PARTS= (scheduler lenet onnx resnet50), NODES=, BATCHES=, ROUNDS=
 	@$(CARGO) build --quiet --release --locked --example bench-plain
-	@$(CARGO) run --quiet --release $(LIGHT) --example bench-jobs -- $(PARTS)
+	@PEERS_PYTHON="$$(tests/bench/peers.sh)" $(CARGO) run --quiet --release $(LIGHT) --example bench-jobs -- $(PARTS)
 
 bench-fairness: build models data ## ResNet-50 and LeNet share 4 and 10 nodes; draws their rates over time; NODES=, BATCHES=
 	@$(CARGO) run --quiet --release $(LIGHT) --example bench-fairness

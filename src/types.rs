@@ -150,6 +150,14 @@ impl FileName {
         FileName(format!("{job}.csv").into())
     }
 
+    /// The right labels of the data set `dataset`, by file: where there is such a file, jobs over
+    /// that data set are compared with it.
+    ///
+    /// *Errors*: the data set's name is too long for that.
+    pub fn of_labels(dataset: &str) -> Result<FileName, NameError> {
+        FileName::new(&format!("labels/{dataset}.csv"))
+    }
+
     /// Whether the name belongs to jobs (`[0-9]+.csv`).
     pub fn is_reserved(&self) -> bool {
         self.0

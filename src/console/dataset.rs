@@ -2,9 +2,13 @@
 //!
 //! Data set `DIR/lenet.png` means every file `DIR/lenet*.png`, in natural order. They are
 //! stored as `lenet0.png`, `lenet1.png`, …, going round again where more are asked for
-//! than there are.
+//! than there are. With a `labels.csv` beside them (columns `file` and `label`) go their labels,
+//! under their new names, as the file that jobs over the data set are compared with.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
 
 use super::client::{Client, ClientError};
 use super::progress;
@@ -58,8 +62,8 @@ fn matches(folder: &Path, pattern: &str) -> Result<Vec<PathBuf>, ClientError> {
     Ok(found.into_iter().map(|name| folder.join(name)).collect())
 }
 
-/// Stores `count` files of the data set; gives how many were stored.
-pub fn upload(client: &mut Client, dataset: &str, count: u64) -> Result<u64, ClientError> {
+/// Stores `count` files of the data set, and their labels where the folder has a `labels.csv`.
+pub fn upload(client: &mut Client, dataset: &str, count: u64) -> Result<Labels, ClientError> {
     let (folder, pattern) = pattern(dataset);
     let files = matches(Path::new(folder), pattern)?;
     let wanted = Pattern::new(pattern);
@@ -84,7 +88,70 @@ pub fn upload(client: &mut Client, dataset: &str, count: u64) -> Result<u64, Cli
         }
     }
     bar.finish_and_clear();
-    Ok(count)
+    let labels = match labels(Path::new(folder), pattern, &files, count) {
+        Ok(None) => Labels::None,
+        Ok(Some((labels, count))) => {
+            let name = FileName::of_labels(pattern)?;
+            transfer::put(client, vec![(name, Content::Bytes(labels.into()))], None)?;
+            Labels::Stored(count)
+        }
+        Err(error) => Labels::Unusable(error.to_string()),
+    };
+    Ok(labels)
+}
+
+/// What became of the `labels.csv` beside the uploaded files.
+pub enum Labels {
+    /// There is none.
+    None,
+    /// It has the labels of so many of them.
+    Stored(u64),
+    /// Why it is not used.
+    Unusable(String),
+}
+
+/// The labels of the uploaded files under their new names, and how many they are, where the
+/// folder has a `labels.csv` with the columns `file` and `label`.
+fn labels(
+    folder: &Path,
+    pattern: &str,
+    files: &[PathBuf],
+    count: u64,
+) -> Result<Option<(Vec<u8>, u64)>, csv::Error> {
+    let mut reader = match csv::Reader::from_path(folder.join("labels.csv")) {
+        Err(error) if is_missing(&error) => return Ok(None),
+        other => other?,
+    };
+    let rows: csv::Result<Vec<LabelRow>> = reader.deserialize().collect();
+    let labels: HashMap<String, String> =
+        rows?.into_iter().map(|row| (row.file, row.label)).collect();
+    let wanted = Pattern::new(pattern);
+    let (mut writer, mut labelled) = (csv::Writer::from_writer(Vec::new()), 0);
+    for number in 0..count {
+        let path = &files[(number % files.len() as u64) as usize];
+        let known = path.file_name().and_then(|name| labels.get(name.to_str()?));
+        if let Some(label) = known.cloned() {
+            let file = format!("{}{number}{}", wanted.stem(), wanted.extension());
+            writer.serialize(LabelRow { file, label })?;
+            labelled += 1;
+        }
+    }
+    let text = writer.into_inner().map_err(|error| error.into_error())?;
+    Ok((labelled > 0).then_some((text, labelled)))
+}
+
+fn is_missing(error: &csv::Error) -> bool {
+    match error.kind() {
+        csv::ErrorKind::Io(error) => error.kind() == std::io::ErrorKind::NotFound,
+        _ => false,
+    }
+}
+
+/// A row of `labels.csv`.
+#[derive(Serialize, Deserialize)]
+struct LabelRow {
+    file: String,
+    label: String,
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use super::client::{Client, ClientError};
 use super::{Answer, answer, place, tables, transfer};
 use crate::types::{FileName, JobId};
 use crate::wire::client::{Explanation, NodeProfile, ROWS_MAX, Reply, Request, Row};
-use crate::wire::schedule::{JobControl, Outcome};
+use crate::wire::schedule::{Accuracy, JobControl, Outcome};
 
 /// `infer MODEL DATASET BATCH [--weight W]`
 pub fn infer(
@@ -67,6 +67,8 @@ pub fn job_info(client: &mut Client) -> Result<Answer, ClientError> {
         json!({
             "job": job.job.0, "type": job.model, "status": job.status.as_str(),
             "batch_size": job.batch, "dataset": job.dataset,
+            "accuracy": job.accuracy.map(Accuracy::share),
+            "labelled": job.accuracy.map(|accuracy| accuracy.labelled),
         })
     });
     answer(

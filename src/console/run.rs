@@ -61,11 +61,23 @@ pub fn run(client: &mut Client, command: &Command, ask: Ask) -> Result<Answer, C
         Command::JobInfo => jobs::job_info(client),
         Command::JobStats => jobs::job_stats(client),
         Command::UploadData { dataset, count } => {
-            let uploaded = dataset::upload(client, dataset, *count)?;
-            let text = format!("dataset uploaded successfully\n{uploaded} files");
+            let labels = dataset::upload(client, dataset, *count)?;
+            let mut text = format!("dataset uploaded successfully\n{count} files");
+            let labels = match labels {
+                dataset::Labels::None => 0,
+                dataset::Labels::Stored(labels) => {
+                    text += &format!(", labels of {labels} of them");
+                    labels
+                }
+                dataset::Labels::Unusable(why) => {
+                    text += &format!("; labels.csv beside them is not used: {why}");
+                    0
+                }
+            };
+            let dataset = dataset::pattern(dataset).1;
             answer(
                 text,
-                json!({ "dataset": dataset::pattern(dataset).1, "uploaded": uploaded }),
+                json!({ "dataset": dataset, "uploaded": count, "labels": labels }),
             )
         }
         Command::DownloadData { dataset, folder } => {

@@ -5,6 +5,7 @@ use prettytable::{Cell, Row, Table};
 
 use crate::types::Version;
 use crate::wire::client::{JobInfo, JobStats};
+use crate::wire::schedule::Accuracy;
 
 /// A table with centred cells, without a final line break.
 pub fn table(titles: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
@@ -27,19 +28,27 @@ pub fn process_ids<'a>(ids: impl IntoIterator<Item = &'a String>) -> String {
 
 /// `job_info`.
 pub fn jobs(jobs: &[JobInfo]) -> String {
+    // As the seed has it, unless there is something to show.
+    let graded = jobs.iter().any(|job| job.accuracy.is_some());
     let row = |job: &JobInfo| {
-        vec![
+        let mut cells = vec![
             job.job.to_string(),
             job.model.clone(),
             job.status.as_str().into(),
             job.batch.to_string(),
             job.dataset.clone(),
-        ]
+        ];
+        if graded {
+            let share = job.accuracy.and_then(Accuracy::share);
+            cells.push(share.map_or(String::new(), |it| format!("{:.2} %", it * 100.0)));
+        }
+        cells
     };
-    table(
-        &["Job ID", "Job Type", "Job Status", "Batch_size", "Dataset"],
-        jobs.iter().map(row),
-    )
+    let mut titles = vec!["Job ID", "Job Type", "Job Status", "Batch_size", "Dataset"];
+    if graded {
+        titles.push("Accuracy");
+    }
+    table(&titles, jobs.iter().map(row))
 }
 
 /// `job_stats`.

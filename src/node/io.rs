@@ -6,10 +6,10 @@
 use std::collections::BTreeSet;
 
 use crate::consensus::{LogWrite, Recovered};
-use crate::types::{BlobId, ClusterId, Digest, Member, Server, View, WallTime};
+use crate::types::{BlobId, ClusterId, Digest, JobId, Member, Server, View, WallTime};
 use crate::wire::client::{Reply, Request};
 use crate::wire::peer::PeerMessage;
-use crate::wire::schedule::{Assignment, AssignmentId, ModelFiles, Outcome, TaskTimes};
+use crate::wire::schedule::{Accuracy, Assignment, AssignmentId, ModelFiles, Outcome, TaskTimes};
 use crate::wire::store::Located;
 
 /// Names a client's request until its `Output::Reply`; given by the driver.
@@ -117,6 +117,13 @@ pub enum Input {
         /// Where the time went.
         times: TaskTimes,
     },
+    /// End of an [`Output::Grade`]; none where a file could not be read or is no such file.
+    Graded {
+        /// The job.
+        job: JobId,
+        /// What came of it.
+        accuracy: Option<Accuracy>,
+    },
     /// End of an [`Output::Load`].
     ModelLoaded {
         /// Its name.
@@ -169,6 +176,15 @@ pub enum Output {
     Remove(Vec<BlobId>),
     /// Read, decode and classify the inputs of this task; then `BatchDone`. Never given while one runs.
     Run(Assignment),
+    /// Compare the result file of a job with the labels of its data set; then `Graded`.
+    Grade {
+        /// The job.
+        job: JobId,
+        /// Its result file.
+        result: Located,
+        /// The labels.
+        labels: Located,
+    },
     /// Fetch this model, load and warm it; then `ModelLoaded`.
     Load {
         /// The model.

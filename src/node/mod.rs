@@ -218,6 +218,7 @@ impl Node {
                     self.report(Vec::new(), vec![blob]);
                 }
             }
+            Input::Graded { job, accuracy } => self.complete_job(job, accuracy),
             Input::BatchDone { id, rows, times } => {
                 self.worker.handle_batch_done(now, id, rows, times);
             }

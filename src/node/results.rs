@@ -12,7 +12,7 @@ use super::Node;
 use crate::store::placement;
 use crate::types::{BlobId, Digest, FileName, JobId, REPLICAS, Server, Time, Version};
 use crate::wire::peer::{Change, PeerMessage};
-use crate::wire::schedule::JobCommand;
+use crate::wire::schedule::{Accuracy, JobCommand};
 use crate::wire::store::{CatalogCommand, Located, StoreMessage, Target, Upload};
 
 /// After this, the order to copy is given again, to the members that are there then.
@@ -37,7 +37,7 @@ enum Stage {
 #[derive(Clone, Debug, Default)]
 pub struct Results {
     jobs: BTreeMap<JobId, (BlobId, Stage)>,
-    /// Jobs whose end is proposed.
+    /// Jobs whose end is proposed, or is once their answers have been compared with labels.
     ended: BTreeSet<JobId>,
 }
 
@@ -93,8 +93,7 @@ impl Node {
             };
             if self.state.catalog.has_been_put(&name) {
                 if leading.results.ended.insert(job) {
-                    let at = self.wall_now();
-                    self.propose(None, Change::Job(JobCommand::Completed { job, at }));
+                    self.grade(job, &name);
                 }
                 continue;
             }
@@ -121,6 +120,38 @@ impl Node {
                 }
                 Some((_, Stage::Writing | Stage::Proposed)) => {}
             }
+        }
+    }
+
+    /// Has the answers compared with the labels of the data set, where there are some; then the
+    /// job is completed.
+    fn grade(&mut self, job: JobId, name: &FileName) {
+        let dataset = self.state.jobs.job(job).map(|job| job.dataset.as_str());
+        let labels = dataset.and_then(|dataset| FileName::of_labels(dataset).ok());
+        let newest = |name: &FileName| {
+            let record = self.state.catalog.newest(name)?;
+            Some(self.located(record))
+        };
+        match (newest(name), labels.as_ref().and_then(newest)) {
+            (Some(result), Some(labels)) => {
+                let order = super::io::Output::Grade {
+                    job,
+                    result,
+                    labels,
+                };
+                self.outputs.push_back(order);
+            }
+            _ => self.complete_job(job, None),
+        }
+    }
+
+    /// Proposes the end of a job whose result file is committed.
+    pub(super) fn complete_job(&mut self, job: JobId, accuracy: Option<Accuracy>) {
+        let at = self.wall_now();
+        let completed = JobCommand::Completed { job, at, accuracy };
+        // Who leads no more leaves it to the next one.
+        if self.leading.is_some() {
+            self.propose(None, Change::Job(completed));
         }
     }
 

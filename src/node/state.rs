@@ -213,9 +213,9 @@ impl State {
                 Ok(status) => Outcome::Controlled(status),
                 Err(refusal) => Outcome::Refused(refusal),
             },
-            JobCommand::Completed { job, at } => {
+            JobCommand::Completed { job, at, accuracy } => {
                 let blobs: Vec<BlobId> = self.jobs.pinned_blobs(job).collect();
-                if self.jobs.complete(job, at) {
+                if self.jobs.complete(job, at, accuracy) {
                     self.catalog.unpin(blobs);
                 }
                 Outcome::Done

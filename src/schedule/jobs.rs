@@ -16,7 +16,7 @@ use super::rows::Rows;
 use super::timing::{RecentRows, Timing};
 use crate::types::{BlobId, Digest, JobId, NodeId, WallTime};
 use crate::wire::client::{JobInfo, JobStats, JobStatus, Refusal, Row};
-use crate::wire::schedule::{FinishedTask, Input, JobControl, Model, Outcome};
+use crate::wire::schedule::{Accuracy, FinishedTask, Input, JobControl, Model, Outcome};
 
 /// Most inputs of one job; a data set with more is refused.
 pub const INPUTS_MAX: usize = 1_000_000;
@@ -57,6 +57,8 @@ pub struct Job {
     pub submitted: WallTime,
     /// When its result file was committed.
     pub completed: Option<WallTime>,
+    /// How many of its answers are right, once it has ended and where its data set has labels.
+    pub accuracy: Option<Accuracy>,
     /// Whether a user holds it.
     paused: bool,
     /// Whether a user has ended it: it gets no further row.
@@ -287,6 +289,7 @@ impl Jobs {
             weight: weight.clamp(1, WEIGHT_MAX),
             submitted: at,
             completed: None,
+            accuracy: None,
             paused: false,
             cancelled: false,
             rows: Rows::new(inputs.len()),
@@ -335,7 +338,7 @@ impl Jobs {
 
     /// The result file of `job` is committed: the job has ended. Returns whether that is
     /// new. Beyond [`HISTORY_MAX`] ended jobs the one that ended first is forgotten.
-    pub fn complete(&mut self, job: JobId, at: WallTime) -> bool {
+    pub fn complete(&mut self, job: JobId, at: WallTime, accuracy: Option<Accuracy>) -> bool {
         let Some(found) = self.jobs.get_mut(&job) else {
             return false;
         };
@@ -343,6 +346,7 @@ impl Jobs {
             return false;
         }
         found.completed = Some(at);
+        found.accuracy = accuracy;
         // History is bounded: the result file has them.
         (found.inputs, found.rows) = (Vec::new(), Rows::default());
         self.unfinished.remove(&job);
@@ -389,6 +393,7 @@ impl Jobs {
             status: job.status(started(job.id)),
             batch: job.batch,
             dataset: job.dataset.clone(),
+            accuracy: job.accuracy,
         };
         self.jobs.values().map(info).collect()
     }

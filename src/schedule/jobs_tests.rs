@@ -149,7 +149,10 @@ fn a_job_is_queued_then_in_progress_then_completed() {
     let status = |jobs: &Jobs, started: bool| jobs.infos(&|_| started)[0].status;
     assert_eq!(status(&jobs, false), JobStatus::Queued);
     assert_eq!(status(&jobs, true), JobStatus::InProgress);
-    assert!(!jobs.complete(JobId(0), WallTime(1)), "a row is missing");
+    assert!(
+        !jobs.complete(JobId(0), WallTime(1), None),
+        "a row is missing"
+    );
     jobs.finish(
         &finished(0, Duration::ZERO, vec![(0, answer("0"))]),
         WallTime(1),
@@ -157,8 +160,8 @@ fn a_job_is_queued_then_in_progress_then_completed() {
     assert_eq!(status(&jobs, false), JobStatus::InProgress);
     assert_eq!(jobs.pinned_blobs(JobId(0)).count(), 1);
     assert_eq!(jobs.tail(JobId(0), 5).unwrap().len(), 1);
-    assert!(jobs.complete(JobId(0), WallTime(2)));
-    assert!(!jobs.complete(JobId(0), WallTime(3)));
+    assert!(jobs.complete(JobId(0), WallTime(2), None));
+    assert!(!jobs.complete(JobId(0), WallTime(3), None));
     let ended = jobs.job(JobId(0)).unwrap();
     assert_eq!((ended.counted(), ended.total()), (1, 1));
     assert!(
@@ -187,7 +190,7 @@ fn the_newest_publication_holds_and_old_ones_stay_while_jobs_use_them() {
         &finished(0, Duration::ZERO, vec![(0, answer("0"))]),
         WallTime(0),
     );
-    jobs.complete(JobId(0), WallTime(0));
+    jobs.complete(JobId(0), WallTime(0), None);
     assert_eq!(jobs.wanted_models(), [newer]);
     assert!(jobs.model("alexnet").is_none());
     for number in 1..MODELS_MAX {
@@ -201,7 +204,7 @@ fn history_is_bounded() {
     let mut jobs = Jobs::new();
     for _ in 0..super::jobs::HISTORY_MAX + 2 {
         let id = jobs.submit(&model("lenet"), "x", 1, 1, WallTime(0), Vec::new());
-        assert!(jobs.complete(id, WallTime(0)));
+        assert!(jobs.complete(id, WallTime(0), None));
     }
     assert_eq!(jobs.jobs().next().unwrap().id, JobId(2));
     assert_eq!(jobs.jobs().count(), super::jobs::HISTORY_MAX);

@@ -694,7 +694,7 @@ fn a_job_is_held_goes_on_and_is_ended() {
     assert_eq!(outputs.len(), 1, "the result is acknowledged: {outputs:?}");
     assert_eq!(jobs.finish(&task, WallTime(2)), 0);
     assert_eq!(jobs.job(JobId(0)).unwrap().counted(), 2);
-    assert!(jobs.complete(JobId(0), WallTime(3)));
+    assert!(jobs.complete(JobId(0), WallTime(3), None));
     assert_eq!(jobs.unfinished().count(), 0);
     assert_eq!(
         jobs.job(JobId(0)).unwrap().status(true),

@@ -274,6 +274,15 @@ impl Coordinator {
                     let now = self.shared.clock.now();
                     self.order(Order::Run(assignment, now));
                 }
+                Output::Grade {
+                    job,
+                    result,
+                    labels,
+                } => self.order(Order::Grade {
+                    job,
+                    result,
+                    labels,
+                }),
                 Output::Load { files, keep } => self.order(Order::Load(files, keep)),
                 Output::Join => self.commands.push_back(Command::Join),
                 Output::Leave => self.commands.push_back(Command::Leave),
@@ -314,6 +323,10 @@ impl Coordinator {
                 let id = assignment.id;
                 let times = TaskTimes::default();
                 self.refuse(Input::BatchDone { id, rows, times });
+            }
+            Order::Grade { job, .. } => {
+                let accuracy = None;
+                self.refuse(Input::Graded { job, accuracy });
             }
             Order::Load(files, _) => self.refuse(Input::ModelLoaded {
                 name: files.name,

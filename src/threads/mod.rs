@@ -52,6 +52,7 @@ mod crew;
 mod dial;
 mod fetch;
 mod files;
+mod grade;
 mod infer;
 mod introducer;
 mod keep;

@@ -13,16 +13,17 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use super::Shared;
 use super::ahead::{Ahead, Fetched, Wanted};
 use super::copies::Copies;
+use super::grade::grade;
 use super::infer::Work;
 use super::priority::Priority;
 use crate::disk::DiskError;
 use crate::models::manifest::Manifest;
 use crate::models::prepare::prepare_into;
 use crate::node::io::{Input, LoadFailure};
-use crate::types::{Digest, Time};
+use crate::types::{Digest, JobId, Time};
 use crate::wire::pull::{BLOBS_IN_REQUEST, PullError, Source, Want, by_source};
 use crate::wire::schedule::{AssignedInput, Assignment, ModelFiles, Outcome, TaskTimes};
-use crate::wire::store::Target;
+use crate::wire::store::{Located, Target};
 
 /// Orders that wait: one task and a few models.
 pub(super) const ORDERS_MAX: usize = 8;
@@ -30,6 +31,8 @@ pub(super) const ORDERS_MAX: usize = 8;
 const INPUT_BYTES_MAX: u64 = 64 << 20;
 /// Largest file of a model, in bytes.
 const MODEL_BYTES_MAX: u64 = 2 << 30;
+/// Largest table of results or labels, in bytes.
+const TABLE_BYTES_MAX: u64 = 1 << 30;
 /// Sources that are tried for one input.
 const ATTEMPTS: usize = 4;
 /// Inputs that are read ahead at once.
@@ -39,6 +42,12 @@ const READ_AHEAD: usize = 16;
 pub(super) enum Order {
     /// Read and decode a task's inputs; ordered at that time.
     Run(Assignment, Time),
+    /// Compare the result file of a job with labels.
+    Grade {
+        job: JobId,
+        result: Located,
+        labels: Located,
+    },
     /// Fetch a model; those named here stay beside it.
     Load(ModelFiles, BTreeSet<(String, Digest)>),
 }
@@ -64,6 +73,11 @@ impl Prepare {
             };
             let sent = match order {
                 Ok(Order::Run(assignment, ordered)) => self.prepare(assignment, ordered),
+                Ok(Order::Grade {
+                    job,
+                    result,
+                    labels,
+                }) => self.grade(job, [&result, &labels]),
                 Ok(Order::Load(files, keep)) => self.load(files, keep),
                 Err(TryRecvError::Empty) => {
                     self.look_ahead();
@@ -208,6 +222,20 @@ impl Prepare {
                 self.results.send(loaded).is_ok()
             }
         }
+    }
+
+    /// Tells the core how many answers are right. False when the process stops.
+    fn grade(&self, job: JobId, files: [&Located; 2]) -> bool {
+        let mut contents = self
+            .read(&files.map(Want::from), TABLE_BYTES_MAX)
+            .into_iter();
+        let mut next = || contents.next().expect("one for each want");
+        let graded = next().and_then(|result| grade(&result, &next()?));
+        let graded = graded.inspect_err(|why| {
+            log::warn!("job {job} is not compared with {}: {why}", files[1].name);
+        });
+        let accuracy = graded.ok();
+        self.results.send(Input::Graded { job, accuracy }).is_ok()
     }
 
     fn read_model(&self, files: &ModelFiles) -> Result<(Manifest, Vec<u8>), String> {

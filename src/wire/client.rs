@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::schedule::{JobControl, Model, Outcome, TaskTimes};
+use super::schedule::{Accuracy, JobControl, Model, Outcome, TaskTimes};
 use super::store::{Located, Target, Upload};
 use crate::types::{
     BlobId, Digest, FileName, Incarnation, Index, JobId, MemberState, NodeId, RequestId, Server,
@@ -430,6 +430,8 @@ pub struct JobInfo {
     pub batch: u32,
     /// Data set pattern.
     pub dataset: String,
+    /// How many of its answers are right, once it has ended and where its data set has labels.
+    pub accuracy: Option<Accuracy>,
 }
 
 /// A row of `job_stats`. Times in seconds from a task's dispatch to its

@@ -108,7 +108,25 @@ pub enum JobCommand {
         job: JobId,
         /// When, by the leader's wall clock.
         at: WallTime,
+        /// How many answers are right, where the data set has labels.
+        accuracy: Option<Accuracy>,
     },
+}
+
+/// How many answers of a job are right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accuracy {
+    /// Rows with the right label.
+    pub right: u64,
+    /// Rows whose right label is known, those with an error among them.
+    pub labelled: u64,
+}
+
+impl Accuracy {
+    /// Right answers of those that can be judged, 0 to 1; none where there are none.
+    pub fn share(self) -> Option<f64> {
+        (self.labelled > 0).then(|| self.right as f64 / self.labelled as f64)
+    }
 }
 
 /// What a user may do with a job that has not ended.

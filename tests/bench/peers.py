@@ -139,4 +139,5 @@ def main():
         print(milliseconds, *logits[0].tolist(), flush=True)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 . .make/common.sh
 
-VERSIONS="onnxruntime==1.32.0 openvino==2026.4.1 onnx==1.23.2 numpy safetensors"
+VERSIONS="onnxruntime==1.32.0 openvino==2026.4.1 onnx==1.23.2 numpy pillow safetensors"
 VENV=$(cache_dir)/peers
 DONE=$VENV/installed
 

@@ -1,4 +1,4 @@
-//! How soon jobs go on after their coordinator, or a worker, has failed: seven real nodes, two
+//! How soon jobs go on after their coordinator, or a worker, has failed: seven real nodes, ten
 //! jobs. Run by `make bench-takeover`; `ROUNDS` (20) are the failures of each kind, `KINDS` those
 //! of killed, stopped, worker-killed, worker-stopped and cut that are wanted. Links are cut
 //! between network namespaces, where those can be made.
@@ -30,8 +30,10 @@ use rustix::process::Signal;
 /// The argument with which this program starts itself again inside the hub.
 const INSIDE: &str = "takeover-inside-the-hub";
 const NODES: usize = 7;
-/// The whole training set: a job lasts for several rounds.
+/// The whole training set.
 const INPUTS: usize = 60_000;
+/// Jobs over it at a time: they last for more than a round.
+const JOBS: usize = 10;
 const BATCH: &str = "2";
 /// Between two looks at the count.
 const GAP: Duration = Duration::from_millis(20);
@@ -95,7 +97,7 @@ fn main() {
     }
     let cluster = Cluster::with_nodes(dir, NODES);
     println!(
-        "One of {NODES} real nodes, the coordinator if nothing else is said, fails while two jobs run (seconds)"
+        "One of {NODES} real nodes, the coordinator if nothing else is said, fails while ten jobs run (seconds)"
     );
     println!("                                    p50    max   bar");
     let wanted = std::env::var("KINDS").unwrap_or_default();
@@ -225,11 +227,11 @@ fn each_second(samples: &[Sample], blow: Instant) -> Vec<u64> {
         .collect()
 }
 
-/// Starts two jobs where those that run have less than six tenths of their inputs left.
+/// Starts jobs where those that run have less than six tenths of their inputs left.
 fn keep_jobs_running(cluster: &Cluster, node: &str, jobs: &mut u64) {
     if *jobs > 0 {
         let counts = counts(&mut Client::new(cluster.nodes[node].addr)).expect("an answer");
-        let running = &counts[counts.len() - 2..];
+        let running = &counts[counts.len() - JOBS..];
         if running.iter().all(|count| *count < INPUTS as u64 * 4 / 10) {
             return;
         }
@@ -237,7 +239,7 @@ fn keep_jobs_running(cluster: &Cluster, node: &str, jobs: &mut u64) {
             completed(cluster, node) == *jobs
         });
     }
-    for _ in 0..2 {
+    for _ in 0..JOBS {
         cluster.ok(node, &["infer", "lenet", "digit.png", BATCH]);
         *jobs += 1;
     }

@@ -70,7 +70,12 @@ fn a_job_classifies_digits_and_names_bad_inputs() {
             .refused("n1", &["infer", "vgg", "digit.png", "5"])
             .contains("lenet")
     );
-    cluster.ok("n1", &["upload_data", "digit.png", "200"]);
+    let lines = (0..).zip(&labels);
+    let lines = lines.map(|(number, label)| format!("digit{number}.png,{label}\n"));
+    let text = format!("file,label\n{}", lines.collect::<String>());
+    std::fs::write(dir.join("labels.csv"), text).unwrap();
+    let uploaded = cluster.json("n1", &["upload_data", "digit.png", "200"]);
+    assert_eq!(uploaded["labels"], 200, "{uploaded}");
     std::fs::write(dir.join("text"), "this is no picture").unwrap();
     cluster.ok("n1", &["put", "text", "digit900.png"]);
     let whole = std::fs::read(dir.join("digit0.png")).unwrap();
@@ -98,16 +103,38 @@ fn a_job_classifies_digits_and_names_bad_inputs() {
     );
     assert_eq!(stats["assigned_nodes"].as_array().unwrap().len(), 0);
     let info = cluster.json("n1", &["job_info"])["jobs"][0].clone();
+    let (accuracy, labelled) = (info["accuracy"].as_f64().unwrap(), &info["labelled"]);
+    assert_eq!(labelled, 200, "{info}");
+    assert!((accuracy * 200.0 - right as f64).abs() < 1e-6, "{info}");
+    assert!(
+        cluster
+            .ok("n2", &["job_info"])
+            .contains(&format!("{:.2} %", accuracy * 100.0))
+    );
+    let explained = cluster.json("n2", &["explain", "0"]);
+    let queries = explained["nodes"].as_array().unwrap().iter();
+    let queries: u64 = queries.map(|node| node["queries"].as_u64().unwrap()).sum();
+    assert!(queries >= 202, "{explained}");
+    assert!(
+        cluster
+            .refused("n1", &["explain", "7"])
+            .contains("no job 7")
+    );
     assert_eq!(
         (&info["type"], &info["batch_size"], &info["dataset"]),
         (&"lenet".into(), &8.into(), &"digit.png".into())
     );
-    assert_eq!(
-        cluster.json("n1", &["tail", "0", "3"])["rows"]
-            .as_array()
-            .unwrap()
-            .len(),
-        3
+    let tail = cluster.json("n1", &["tail", "0", "3"])["rows"].clone();
+    let files: Vec<&str> = tail
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| row["file"].as_str().unwrap())
+        .collect();
+    assert_eq!(files, ["digit199.png", "digit900.png", "digit901.png"]);
+    assert!(
+        tail[0]["error"].is_null() && tail[2]["label"].is_null(),
+        "{tail}"
     );
 }
 

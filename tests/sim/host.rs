@@ -710,6 +710,11 @@ impl Sim {
                     .for_each(|blob| self.hosts[id].disk.remove_blob(blob));
             }
             Output::Run(assignment) => self.run_task(id, assignment),
+            // Nobody uploads labels here.
+            Output::Grade { job, .. } => {
+                let accuracy = None;
+                self.hop_to_coord(id, Channel::LogToCoord, Input::Graded { job, accuracy });
+            }
             Output::Load { files, keep } => self.load_model(id, files, keep),
             Output::Join => self.hop_to_ping(id, PingInput::Join),
             Output::Leave => self.hop_to_ping(id, PingInput::Leave),

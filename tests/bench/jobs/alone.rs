@@ -1,5 +1,6 @@
 //! The plain processes.
 
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -34,14 +35,42 @@ pub struct Plain {
 }
 
 impl Plain {
-    /// Starts them and waits until each has its network.
+    /// Starts `parts` processes of our own engine, and waits until each has its network.
     pub fn start(task: &Task, files: &Path, batch: usize, parts: usize, home: &Path) -> Plain {
         let program = std::env::current_exe().expect("own path");
-        let program = program.with_file_name("bench-plain");
+        let mut command = vec![program.with_file_name("bench-plain").into_os_string()];
+        command.push(task.model.into());
+        Plain::run_as(&command, task, files, batch, parts, home)
+    }
+
+    /// The same with ONNX Runtime, where `python` has it.
+    pub fn start_onnx(
+        python: &Path,
+        task: &Task,
+        files: &Path,
+        batch: usize,
+        parts: usize,
+        home: &Path,
+    ) -> Plain {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let weights = root.join(format!("models/{}.safetensors", task.model));
+        let script = root.join("tests/bench/jobs/onnx.py");
+        let command = [python.into(), script.into_os_string(), weights.into()];
+        Plain::run_as(&command, task, files, batch, parts, home)
+    }
+
+    fn run_as(
+        command: &[OsString],
+        task: &Task,
+        files: &Path,
+        batch: usize,
+        parts: usize,
+        home: &Path,
+    ) -> Plain {
         let start = |part: usize| {
             let numbers = [task.count, batch, part, parts].map(|number| number.to_string());
-            let mut child = Command::new(&program)
-                .arg(task.model)
+            let mut child = Command::new(&command[0])
+                .args(&command[1..])
                 .arg(files)
                 .args([task.stem, task.extension])
                 .args(numbers)
@@ -49,7 +78,7 @@ impl Plain {
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
                 .spawn()
-                .expect("bench-plain starts: it is built beside this benchmark");
+                .unwrap_or_else(|error| panic!("{:?}: {error}", command[0]));
             let input = child.stdin.take().expect("piped");
             let output = BufReader::new(child.stdout.take().expect("piped"));
             let mut process = Process {

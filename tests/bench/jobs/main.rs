@@ -1,6 +1,7 @@
 //! Queries a second of a cluster on this machine, against as many plain processes of the same
-//! engine over the same files. Run by `make bench-jobs`; `PARTS` (lenet, resnet50), `NODES`
-//! (1,2,4), `BATCHES`, `ROUNDS` (5).
+//! engine over the same files, and against ONNX Runtime in two; and scheduling alone. Run by
+//! `make bench-jobs`; `PARTS` (scheduler, lenet, onnx, resnet50), `NODES` (1,2,4), `BATCHES`,
+//! `ROUNDS` (5).
 //!
 //! Both clocks hold reading, decoding, classifying and the rows. The plain processes and the
 //! cluster take turns, and the median of their ratios counts.
@@ -10,6 +11,7 @@
 mod real;
 
 mod alone;
+mod scheduler;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -60,6 +62,12 @@ fn main() {
     let parts: Vec<String> = std::env::args().skip(1).collect();
     let wanted = |part: &str| parts.is_empty() || parts.iter().any(|it| it == part);
     let dir = tempfile::tempdir().expect("a folder");
+    if wanted("scheduler") {
+        scheduler::measure();
+    }
+    if wanted("onnx") && digits(&dir.path().join("files")).is_some() {
+        against_onnx(dir.path());
+    }
     if wanted("lenet") && digits(&dir.path().join("files")).is_some() {
         compare(&LENET, dir.path());
     }
@@ -75,6 +83,55 @@ fn numbers(name: &str, usual: &[usize]) -> Vec<usize> {
     given.map_or(usual.to_vec(), |text| text.split(',').map(parse).collect())
 }
 
+/// LeNet on two nodes, against ONNX Runtime in two plain processes, and against what Ray's
+/// actors did on such a machine.
+fn against_onnx(dir: &Path) {
+    const NODES: usize = 2;
+    /// Batch, Ray's queries a second, and what is to be reached of either.
+    const BARS: [(usize, f64, f64, f64); 4] = [
+        (1, 681.0, 10.0, 1.0),
+        (5, 2_673.0, 10.0, 1.0),
+        (10, 4_126.0, 5.0, 2.0),
+        (32, 7_099.0, 5.0, 2.0),
+    ];
+    let Some(python) = std::env::var_os("PEERS_PYTHON").filter(|path| !path.is_empty()) else {
+        println!("SKIPPED: no Python with ONNX Runtime (PEERS_PYTHON)");
+        return;
+    };
+    let (task, files) = (Task { jobs: 1, ..LENET }, dir.join("files"));
+    let home = dir.join("onnx");
+    let cluster = start_cluster(&task, dir, &home, NODES);
+    println!("lenet on {NODES} nodes, queries/s, against ONNX Runtime in as many plain processes");
+    println!("batch    cluster       onnx   ratio          of Ray's");
+    for (batch, ray, of_ray, of_onnx) in BARS {
+        let mut peer = Plain::start_onnx(Path::new(&python), &task, &files, batch, NODES, &home);
+        let mut found = Vec::new();
+        for _ in 0..numbers("ROUNDS", &[3])[0] {
+            let (ours, theirs) = (run_jobs(&cluster, &task, batch), peer.run(&task));
+            found.push((ours / theirs, ours, theirs));
+        }
+        found.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let (ratio, ours, theirs) = found[found.len() / 2];
+        let verdict = |met: bool| if met { "met" } else { "MISSED" };
+        println!(
+            "{batch:>5} {ours:>10.0} {theirs:>10.0} {ratio:>7.2} {:<6} {:>9.1} {}",
+            verdict(ratio >= of_onnx),
+            ours / ray,
+            verdict(ours / ray >= of_ray)
+        );
+    }
+}
+
+/// A cluster that has the model loaded and the files in SDFS.
+fn start_cluster(task: &Task, dir: &Path, home: &Path, nodes: usize) -> Cluster {
+    let cluster = Cluster::with_nodes(home, nodes);
+    cluster.ok("n1", &["train", task.model]);
+    let files = dir.join("files");
+    let pattern = format!("{}/{}.{}", files.display(), task.stem, task.extension);
+    cluster.ok("n1", &["upload_data", &pattern, &task.count.to_string()]);
+    cluster
+}
+
 fn compare(task: &Task, dir: &Path) {
     println!(
         "{}: {} files, {} times, queries/s, the cluster against plain processes (median of the ratios; at least {})",
@@ -83,15 +140,7 @@ fn compare(task: &Task, dir: &Path) {
     println!("nodes  batch    cluster      plain   ratio");
     for nodes in numbers("NODES", &[1, 2, 4]) {
         let home = dir.join(format!("{}-{nodes}", task.model));
-        let cluster = Cluster::with_nodes(&home, nodes);
-        cluster.ok("n1", &["train", task.model]);
-        let pattern = format!(
-            "{}/{}.{}",
-            dir.join("files").display(),
-            task.stem,
-            task.extension
-        );
-        cluster.ok("n1", &["upload_data", &pattern, &task.count.to_string()]);
+        let cluster = start_cluster(task, dir, &home, nodes);
         for batch in numbers("BATCHES", task.batches) {
             let mut plain = Plain::start(task, &dir.join("files"), batch, nodes, &home);
             let mut found = Vec::new();

@@ -13,8 +13,8 @@ use super::NODES;
 use super::real::Cluster;
 
 const INPUTS: usize = 60_000;
-const JOBS: usize = 10;
-const BATCH: &str = "2";
+const JOBS: usize = 40;
+const BATCH: &str = "1";
 const LARGE_FILES: usize = 10;
 const LARGE: usize = 25_000_000;
 /// Between two looks at the repair, each of which costs the coordinator some milliseconds.

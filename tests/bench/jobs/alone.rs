@@ -54,7 +54,7 @@ impl Plain {
     ) -> Plain {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let weights = root.join(format!("models/{}.safetensors", task.model));
-        let script = root.join("tests/bench/jobs/onnx.py");
+        let script = root.join("tests/bench/jobs/plain_onnx.py");
         let command = [python.into(), script.into_os_string(), weights.into()];
         Plain::run_as(&command, task, files, batch, parts, home)
     }

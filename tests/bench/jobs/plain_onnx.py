@@ -1,6 +1,6 @@
 """LeNet in ONNX Runtime over the files of `make bench-jobs`: a plain process of a peer.
 
-    onnx.py WEIGHTS.safetensors DIR STEM EXTENSION COUNT BATCH PART PARTS RESULT
+    plain_onnx.py WEIGHTS.safetensors DIR STEM EXTENSION COUNT BATCH PART PARTS RESULT
 
 Speaks as `bench-plain` does: prints `ready`, then, for each line on standard input, classifies
 the batches of the files that fall to it, writes the rows and prints how many they were.

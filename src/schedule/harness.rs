@@ -99,8 +99,6 @@ struct Machine {
     worker: Worker,
     life: u64,
     busy: bool,
-    /// What it runs.
-    running: Option<(JobId, Vec<u32>)>,
     /// Since when it has been idle while much was left to hand out.
     idle_since: Option<Time>,
 }
@@ -112,8 +110,8 @@ pub struct World {
     pub trace: blake3::Hasher,
     /// How often each input was run to its end, or was being run at a death.
     pub runs: BTreeMap<(JobId, u32), Vec<NodeId>>,
-    /// How often the machine died that ran an input.
-    pub deaths: BTreeMap<(JobId, u32), u8>,
+    /// How often an input was handed out.
+    pub handed: BTreeMap<(JobId, u32), u32>,
     /// Rows that the log has counted.
     pub counted: u64,
     /// Longest idle time of a machine between two tasks while much was left to hand out.
@@ -143,7 +141,7 @@ impl World {
             jobs: Jobs::new(),
             trace: blake3::Hasher::new(),
             runs: BTreeMap::new(),
-            deaths: BTreeMap::new(),
+            handed: BTreeMap::new(),
             counted: 0,
             idle_most: Duration::ZERO,
             progress: Vec::new(),
@@ -293,7 +291,6 @@ impl World {
                 let machine = self.machines.get_mut(&name).filter(|m| m.life == life);
                 if let Some(machine) = machine {
                     machine.busy = false;
-                    machine.running = None;
                     machine.idle_since = left.then_some(now);
                     let times = TaskTimes::default();
                     machine.worker.handle_batch_done(now, id, rows, times);
@@ -309,12 +306,7 @@ impl World {
             }
             Event::Apply(tasks) => self.apply(&tasks),
             Event::Die(name) => {
-                let machine = self.machines.remove(&name);
-                let running = machine.and_then(|machine| machine.running);
-                let (job, inputs) = running.unwrap_or((JobId(0), Vec::new()));
-                for input in inputs {
-                    *self.deaths.entry((job, input)).or_default() += 1;
-                }
+                self.machines.remove(&name);
                 let delay = self.rng.span(Duration::ZERO, Duration::from_secs(3));
                 self.after(delay, Event::View);
             }
@@ -373,7 +365,6 @@ impl World {
             worker,
             life,
             busy: false,
-            running: None,
             idle_since: None,
         };
         self.machines.insert(name.clone(), machine);
@@ -446,6 +437,7 @@ impl World {
                 self.note(&name, &format!("{output:?}"));
                 match output {
                     ScheduleOutput::Send { to, message } => {
+                        self.count(&message);
                         let Some(life) = self.machines.get(&to).map(|machine| machine.life) else {
                             continue;
                         };
@@ -456,6 +448,17 @@ impl World {
                     }
                     ScheduleOutput::Propose(tasks) => self.propose(&name, tasks),
                 }
+            }
+        }
+    }
+
+    fn count(&mut self, message: &ScheduleMessage) {
+        if let ScheduleMessage::Assign { assignment, .. } = message {
+            for input in &assignment.inputs {
+                *self
+                    .handed
+                    .entry((assignment.job, input.index))
+                    .or_default() += 1;
             }
         }
     }
@@ -486,8 +489,6 @@ impl World {
             !std::mem::replace(&mut machine.busy, true),
             "P8: {name} at {now}"
         );
-        let inputs = task.inputs.iter().map(|input| input.index).collect();
-        machine.running = Some((task.job, inputs));
         if let Some(since) = machine.idle_since {
             self.idle_most = self.idle_most.max(now.since(since));
         }

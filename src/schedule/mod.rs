@@ -50,6 +50,7 @@ use backlog::Backlog;
 use fair::Share;
 use jobs::{BATCH_MAX, Job, Jobs};
 use profile::Profiles;
+use worker::LIFE_SHIFT;
 
 use crate::types::{Digest, JobId, NodeId, Term, Time};
 use crate::wire::client::NodeProfile;
@@ -389,7 +390,9 @@ impl Scheduler {
         let model = self.jobs.get(&task.job).map(|active| &active.model);
         let lacking = model.is_none_or(|model| !known.models.contains(model));
         if ended || (lacking && now.since(task.dispatched) >= REPEAT) {
-            self.drop_task(now, jobs, node, ended);
+            // Else another leader has its result.
+            let died = known.token >> LIFE_SHIFT > task.token >> LIFE_SHIFT;
+            self.drop_task(now, jobs, node, ended && died);
         }
     }
 

@@ -22,6 +22,9 @@ use crate::wire::schedule::{
 /// not named, and so not used.
 pub const STATUS_MODELS_MAX: usize = 1_024;
 
+/// The bits of a token from here on are the node's incarnation.
+pub(super) const LIFE_SHIFT: u32 = 32;
+
 /// What is to be done outside.
 #[derive(Clone, Debug, PartialEq)]
 pub enum WorkerOutput {
@@ -87,7 +90,7 @@ impl Worker {
     /// leader that missed the restart sees that the old task is over. Harmless at any time.
     pub fn handle_life(&mut self, now: Time, incarnation: Incarnation) {
         self.now = now;
-        self.token = self.token.max(incarnation.0 << 32);
+        self.token = self.token.max(incarnation.0 << LIFE_SHIFT);
     }
 
     /// Whether a task runs now.

@@ -190,6 +190,14 @@ impl Watchers {
         }
     }
 
+    /// How often an input of `job` was handed out, whichever of its reigns gave it which number.
+    pub fn times_handed(&self, job: JobId, input: &JobInput) -> u32 {
+        let lists = self.inputs.iter().filter(|((id, _), _)| *id == job);
+        let places = lists.filter_map(|(_, list)| list.iter().position(|it| it == input));
+        let handed = places.filter_map(|place| self.handed.get(&(job, place as u32)));
+        handed.copied().max().unwrap_or(0)
+    }
+
     /// Whether cuts and long pauses since `from` explain that `by` dropped `removed`. One that
     /// is over explains everything: who was cut off brings its beliefs back with it. One that is
     /// in force explains only what concerns its culprits: nobody else has a second accuser, as

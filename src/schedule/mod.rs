@@ -648,8 +648,8 @@ impl Scheduler {
         Some(task)
     }
 
-    /// The task of `node` has ended without a result, perhaps because the node has `died`: its
-    /// inputs go back to the front.
+    /// The task of `node` has ended without a result: its inputs are handed out again, those of
+    /// a node that has `died` alone and after all others.
     fn drop_task(&mut self, now: Time, jobs: &Jobs, node: &NodeId, died: bool) {
         let Some(task) = self.end_task(node, |_| true) else {
             return;

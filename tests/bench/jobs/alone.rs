@@ -29,37 +29,29 @@ impl Drop for Process {
     }
 }
 
+/// Our own engine.
+pub fn engine(task: &Task) -> Vec<OsString> {
+    let program = std::env::current_exe().expect("own path");
+    let program = program.with_file_name("bench-plain");
+    vec![program.into(), task.model.into()]
+}
+
+/// ONNX Runtime, which `python` has.
+pub fn onnx(python: OsString, task: &Task) -> Vec<OsString> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let weights = root.join(format!("models/{}.safetensors", task.model));
+    let script = root.join("tests/bench/jobs/plain_onnx.py");
+    vec![python, script.into(), weights.into()]
+}
+
 /// As many plain processes as the cluster has nodes.
 pub struct Plain {
     processes: Vec<Process>,
 }
 
 impl Plain {
-    /// Starts `parts` processes of our own engine, and waits until each has its network.
-    pub fn start(task: &Task, files: &Path, batch: usize, parts: usize, home: &Path) -> Plain {
-        let program = std::env::current_exe().expect("own path");
-        let mut command = vec![program.with_file_name("bench-plain").into_os_string()];
-        command.push(task.model.into());
-        Plain::run_as(&command, task, files, batch, parts, home)
-    }
-
-    /// The same with ONNX Runtime, where `python` has it.
-    pub fn start_onnx(
-        python: &Path,
-        task: &Task,
-        files: &Path,
-        batch: usize,
-        parts: usize,
-        home: &Path,
-    ) -> Plain {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let weights = root.join(format!("models/{}.safetensors", task.model));
-        let script = root.join("tests/bench/jobs/plain_onnx.py");
-        let command = [python.into(), script.into_os_string(), weights.into()];
-        Plain::run_as(&command, task, files, batch, parts, home)
-    }
-
-    fn run_as(
+    /// Starts `parts` processes of `command`, and waits until each has its network.
+    pub fn start(
         command: &[OsString],
         task: &Task,
         files: &Path,

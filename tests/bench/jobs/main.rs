@@ -99,12 +99,12 @@ fn against_onnx(dir: &Path) {
         return;
     };
     let (task, files) = (Task { jobs: 1, ..LENET }, dir.join("files"));
-    let home = dir.join("onnx");
+    let (command, home) = (alone::onnx(python, &task), dir.join("onnx"));
     let cluster = start_cluster(&task, dir, &home, NODES);
     println!("lenet on {NODES} nodes, queries/s, against ONNX Runtime in as many plain processes");
     println!("batch    cluster       onnx   ratio          of Ray's");
     for (batch, ray, of_ray, of_onnx) in BARS {
-        let mut peer = Plain::start_onnx(Path::new(&python), &task, &files, batch, NODES, &home);
+        let mut peer = Plain::start(&command, &task, &files, batch, NODES, &home);
         let mut found = Vec::new();
         for _ in 0..numbers("ROUNDS", &[3])[0] {
             let (ours, theirs) = (run_jobs(&cluster, &task, batch), peer.run(&task));
@@ -142,7 +142,9 @@ fn compare(task: &Task, dir: &Path) {
         let home = dir.join(format!("{}-{nodes}", task.model));
         let cluster = start_cluster(task, dir, &home, nodes);
         for batch in numbers("BATCHES", task.batches) {
-            let mut plain = Plain::start(task, &dir.join("files"), batch, nodes, &home);
+            let files = dir.join("files");
+            let command = alone::engine(task);
+            let mut plain = Plain::start(&command, task, &files, batch, nodes, &home);
             let mut found = Vec::new();
             for _ in 0..numbers("ROUNDS", &[5])[0] {
                 let ours = run_jobs(&cluster, task, batch);

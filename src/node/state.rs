@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::consensus::{Entry, Payload};
 use crate::planted::{self, Bug};
-use crate::schedule::jobs::{INPUTS_MAX, Jobs, MODELS_MAX, UNFINISHED_MAX};
+use crate::schedule::jobs::{INPUTS_MAX, Jobs, MODELS_MAX, UNFINISHED_INPUTS_MAX, UNFINISHED_MAX};
 use crate::store::catalog::{Applied, Catalog, VersionRecord};
 use crate::types::{BlobId, FileName, Index, JobId, RequestId, Term, Version};
 use crate::wire::WireError;
@@ -197,7 +197,13 @@ impl State {
                     Ok(inputs) => inputs,
                     Err(refusal) => return Outcome::Refused(refusal),
                 };
-                self.catalog.pin(inputs.iter().map(|input| input.blob));
+                if !self.jobs.has_room_for(inputs.len() as u64) {
+                    return Outcome::Refused(too_many_inputs(inputs.len()));
+                }
+                // One pin for all jobs that share a list.
+                if self.jobs.shared(&inputs).is_none() {
+                    self.catalog.pin(inputs.iter().map(|input| input.blob));
+                }
                 Outcome::Submitted(
                     self.jobs
                         .submit(&published, &dataset, batch, weight, at, inputs),
@@ -260,8 +266,104 @@ impl State {
 }
 
 /// The refusal where no further job may be started.
-pub fn too_many_jobs() -> Refusal {
+fn too_many_jobs() -> Refusal {
     Refusal::BadArgument(format!(
         "{UNFINISHED_MAX} jobs have not ended yet, which is the limit: wait for one"
     ))
+}
+
+/// The refusal where a job of `count` inputs is too much beside those that have not ended.
+fn too_many_inputs(count: usize) -> Refusal {
+    Refusal::BadArgument(format!(
+        "with these {count} inputs the jobs that have not ended would have more than \
+         {UNFINISHED_INPUTS_MAX}, which is the limit: wait for one to end"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{Digest, WallTime};
+    use crate::wire::schedule::{JobControl, Model};
+    use crate::wire::store::Upload;
+
+    const FILES: u64 = 3;
+
+    fn blob(counter: u64) -> BlobId {
+        let term = Term(1);
+        BlobId { term, counter }
+    }
+
+    /// A state with a published network and some files.
+    fn stocked() -> State {
+        let mut state = State::default();
+        let file = |name: &str| FileName::new(name).expect("a name");
+        state.jobs.publish(Model {
+            name: "m".into(),
+            manifest: (file("m.toml"), Version(0)),
+            weights: (file("m.safetensors"), Version(0)),
+            digest: Digest::of(b"m"),
+        });
+        let upload = |counter: u64| Upload {
+            name: file(&format!("x{counter}.png")),
+            blob: blob(counter),
+            bytes: 1,
+            digest: Digest::of(b"x"),
+            replicas: Vec::new(),
+        };
+        let uploads = (0..FILES).map(upload).collect();
+        state.apply_catalog(&CatalogCommand::Put(uploads));
+        state
+    }
+
+    fn submit(state: &mut State) -> JobId {
+        let outcome = state.apply_job(JobCommand::Submit {
+            model: "m".into(),
+            dataset: "x.png".into(),
+            batch: 1,
+            weight: 1,
+            at: WallTime(0),
+        });
+        match outcome {
+            Outcome::Submitted(job) => job,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn end(state: &mut State, job: JobId) {
+        let control = JobControl::Cancel;
+        state.apply_job(JobCommand::Control { job, control });
+        let (at, accuracy) = (WallTime(0), None);
+        state.apply_job(JobCommand::Completed { job, at, accuracy });
+    }
+
+    #[test]
+    fn deleted_files_stay_known_until_the_last_job_over_them_has_ended() {
+        let mut state = stocked();
+        let jobs = [(); 3].map(|()| submit(&mut state));
+        for counter in 0..FILES {
+            let name = FileName::new(&format!("x{counter}.png")).expect("a name");
+            state.apply_catalog(&CatalogCommand::Delete(name));
+        }
+        let known = |state: &State| state.catalog.records().count() as u64;
+        // In another order than they came, and through a snapshot.
+        end(&mut state, jobs[1]);
+        assert_eq!(known(&state), FILES);
+        let mut state = State::decode(&state.encode()).expect("what was encoded");
+        end(&mut state, jobs[0]);
+        assert_eq!(known(&state), FILES);
+        end(&mut state, jobs[2]);
+        assert_eq!(known(&state), 0);
+    }
+
+    #[test]
+    fn who_comes_after_the_last_job_pins_the_files_anew() {
+        let mut state = stocked();
+        for _ in 0..2 {
+            let job = submit(&mut state);
+            assert_eq!(state.catalog.record(&blob(0)).map(|it| it.pins), Some(1));
+            end(&mut state, job);
+            assert_eq!(state.catalog.record(&blob(0)).map(|it| it.pins), Some(0));
+        }
+    }
 }

@@ -57,6 +57,9 @@ impl Scheduler {
         let inputs = own.iter().flat_map(|task| &task.inputs);
         inputs.for_each(|input| active.backlog.release(found, *input));
         active.settle();
+        // None is later than any time.
+        let again = [self.again_at, active.backlog.poll_timeout()];
+        self.again_at = again.into_iter().flatten().min();
         let decided = active.counted + active.backlog.proposed();
         self.reshape |= active.is_open_otherwise();
         if !rows.is_empty() {

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeSet;
 
-use super::fair::Share;
+use super::fair::{Pass, Share};
 use super::jobs::{Job, Jobs};
 use super::{
     ASSIGN_REPEAT, ASSIGNED_WINDOW, Active, Holders, Node, ScheduleOutput, Scheduler, Task, usable,
@@ -180,14 +180,14 @@ impl Scheduler {
         let Some(known) = self.nodes.get(node) else {
             return Vec::new();
         };
-        let can = |active: &Active| active.open && known.models.contains(&active.model);
-        let open = self.jobs.iter().filter(|(_, active)| can(active));
-        let mut next: Vec<_> = open
-            .map(|(id, active)| (active.share.pass(), *id))
-            .collect();
-        if next.len() > HINTED_JOBS {
-            next.select_nth_unstable(HINTED_JOBS);
-            next.truncate(HINTED_JOBS);
+        let mut next: Vec<(Pass, JobId)> = Vec::with_capacity(HINTED_JOBS + 1);
+        for (id, active) in self.jobs.iter().filter(|(_, active)| active.open) {
+            let pass = active.share.pass();
+            let place = next.partition_point(|(before, _)| *before <= pass);
+            if place < HINTED_JOBS && known.models.contains(&active.model) {
+                next.insert(place, (pass, *id));
+                next.truncate(HINTED_JOBS);
+            }
         }
         let mut hints = Vec::new();
         for (_, id) in next {

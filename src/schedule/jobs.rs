@@ -6,9 +6,16 @@
 //! [`Scheduler`](super::Scheduler), volatile), which inputs a data set has, and the
 //! storing of `JOB.csv`.
 //!
+//! Memory of an unfinished job: 72 bytes an input, once for all jobs over the same files, and 16
+//! bytes a row. An ended one keeps neither.
+//!
 //! All methods that change it are called from log entries, in log order, on every member.
 
+#[path = "jobs_form.rs"]
+mod form;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +33,8 @@ pub const BATCH_MAX: u32 = 1_024;
 pub const WEIGHT_MAX: u32 = 1_000;
 /// Most jobs that have not ended; with so many the node refuses to start another.
 pub const UNFINISHED_MAX: usize = 1_000;
+/// Most inputs of all jobs together that have not ended: 320 MB of rows.
+pub const UNFINISHED_INPUTS_MAX: u64 = 20_000_000;
 /// Ended jobs that are remembered; the oldest is forgotten, its result file stays in SDFS.
 pub const HISTORY_MAX: usize = 1_000;
 /// Most names of published networks; a publication under one more is refused.
@@ -63,8 +72,10 @@ pub struct Job {
     paused: bool,
     /// Whether a user has ended it: it gets no further row.
     cancelled: bool,
-    /// What to classify, in natural order of the names; empty once it has ended.
-    pub inputs: Vec<Input>,
+    /// What to classify, in natural order of the names; empty once it has ended. One list for
+    /// all jobs over the same files, which is why it stands elsewhere in a snapshot.
+    #[serde(skip)]
+    pub inputs: Arc<[Input]>,
     /// How many inputs it was submitted with.
     total: u64,
     /// The rows so far; empty once it has ended, as its result file has them then.
@@ -202,7 +213,7 @@ impl Job {
 }
 
 /// All networks and jobs of a cluster.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Jobs {
     models: BTreeMap<String, Published>,
     jobs: BTreeMap<JobId, Job>,
@@ -268,7 +279,8 @@ impl Jobs {
         self.next = self.next.max(job.0.saturating_add(1));
     }
 
-    /// Starts a job over `inputs`, which are in natural order, and returns its number.
+    /// Starts a job over `inputs`, which are in natural order, and returns its number. Where
+    /// another unfinished job has the same inputs it takes that one's list.
     pub fn submit(
         &mut self,
         model: &Model,
@@ -281,6 +293,7 @@ impl Jobs {
         let id = JobId(self.next);
         self.next += 1;
         self.revision += 1;
+        let inputs = self.shared(&inputs).unwrap_or_else(|| inputs.into());
         let job = Job {
             id,
             model: model.clone(),
@@ -304,6 +317,17 @@ impl Jobs {
         self.jobs.insert(id, job);
         self.unfinished.insert(id);
         id
+    }
+
+    /// The list of an unfinished job that is the same as `inputs`.
+    pub fn shared(&self, inputs: &[Input]) -> Option<Arc<[Input]>> {
+        // A blob is one version of one file.
+        let same = |job: &&Job| {
+            let (own, other) = (job.inputs.iter(), inputs.iter());
+            own.map(|it| it.blob).eq(other.map(|it| it.blob))
+        };
+        let found = self.unfinished().find(same);
+        found.map(|job| Arc::clone(&job.inputs))
     }
 
     /// Takes a task's rows. Returns how many inputs have their row by it: those of an
@@ -348,7 +372,7 @@ impl Jobs {
         found.completed = Some(at);
         found.accuracy = accuracy;
         // History is bounded: the result file has them.
-        (found.inputs, found.rows) = (Vec::new(), Rows::default());
+        (found.inputs, found.rows) = (Arc::default(), Rows::default());
         self.unfinished.remove(&job);
         self.history.push_back(job);
         if self.history.len() > HISTORY_MAX
@@ -378,6 +402,12 @@ impl Jobs {
     /// Whether another job may be started ([`UNFINISHED_MAX`]).
     pub fn has_room(&self) -> bool {
         self.unfinished.len() < UNFINISHED_MAX
+    }
+
+    /// Whether a job of `count` inputs may be started ([`UNFINISHED_INPUTS_MAX`]).
+    pub fn has_room_for(&self, count: u64) -> bool {
+        let inputs: u64 = self.unfinished().map(Job::total).sum();
+        inputs + count <= UNFINISHED_INPUTS_MAX
     }
 
     /// Whether `job` exists and all its inputs have their row.
@@ -429,11 +459,18 @@ impl Jobs {
         Some(newest.filter_map(|input| job.row(input)).collect())
     }
 
-    /// The bytes that `job` reads and that must outlive a deletion of their names:
-    /// its inputs, until it has ended.
+    /// The bytes that `job` alone reads and that must outlive a deletion of their names: its
+    /// inputs, until it has ended, if no other unfinished job has the same list.
     pub fn pinned_blobs(&self, job: JobId) -> impl Iterator<Item = BlobId> {
         let pinning = self.jobs.get(&job).filter(|job| job.completed.is_none());
-        let inputs = pinning.into_iter().flat_map(|job| &job.inputs);
+        let pinning = pinning.filter(|job| self.readers(&job.inputs) == 1);
+        let inputs = pinning.into_iter().flat_map(|job| job.inputs.iter());
         inputs.map(|input| input.blob)
+    }
+
+    /// How many unfinished jobs have this list.
+    fn readers(&self, inputs: &Arc<[Input]>) -> usize {
+        let reads = |job: &&Job| Arc::ptr_eq(&job.inputs, inputs);
+        self.unfinished().filter(reads).count()
     }
 }

@@ -1,13 +1,14 @@
 //! Tests of the jobs' state machine: rows, result files, statistics, publications, history.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::harness::{inputs, model, node};
-use super::jobs::{Jobs, MODELS_MAX};
+use super::jobs::{Jobs, MODELS_MAX, UNFINISHED_INPUTS_MAX};
 use super::tests::{answer, finished, one_job};
 use crate::types::{FileName, JobId, WallTime};
 use crate::wire::client::JobStatus;
-use crate::wire::schedule::Outcome;
+use crate::wire::schedule::{JobControl, Outcome};
 
 #[test]
 fn an_input_has_the_first_row_that_is_applied_and_counts_once() {
@@ -173,6 +174,45 @@ fn a_job_is_queued_then_in_progress_then_completed() {
     assert_eq!(status(&jobs, false), JobStatus::Completed);
     assert_eq!(jobs.pinned_blobs(JobId(0)).count(), 0);
     assert_eq!(jobs.unfinished().count(), 0);
+}
+
+#[test]
+fn jobs_over_the_same_files_share_a_list_and_the_last_one_gives_up_their_bytes() {
+    let mut jobs = Jobs::new();
+    let mut submit = |count| jobs.submit(&model("lenet"), "x", 1, 1, WallTime(0), inputs(count));
+    let ids = [submit(300), submit(2), submit(300)];
+    let list = |jobs: &Jobs, id: JobId| Arc::clone(&jobs.job(id).unwrap().inputs);
+    assert!(Arc::ptr_eq(&list(&jobs, ids[0]), &list(&jobs, ids[2])));
+    assert!(!Arc::ptr_eq(&list(&jobs, ids[0]), &list(&jobs, ids[1])));
+    let snapshot = crate::wire::encode(&jobs);
+    let mut restored: Jobs = crate::wire::decode_large(&snapshot).expect("what was encoded");
+    assert_eq!(restored, jobs);
+    assert!(Arc::ptr_eq(
+        &list(&restored, ids[0]),
+        &list(&restored, ids[2])
+    ));
+    let pinned = |jobs: &Jobs, id| jobs.pinned_blobs(id).count();
+    assert_eq!(ids.map(|id| pinned(&restored, id)), [0, 2, 0]);
+    restored.control(ids[0], JobControl::Cancel).unwrap();
+    assert!(restored.complete(ids[0], WallTime(0), None));
+    assert_eq!(ids.map(|id| pinned(&restored, id)), [0, 2, 300]);
+    let without = crate::wire::encode(&restored).len();
+    restored.submit(&model("lenet"), "x", 1, 1, WallTime(0), inputs(300));
+    let more = crate::wire::encode(&restored).len() - without;
+    assert!(
+        more < 500,
+        "a second job over the same files takes {more} bytes"
+    );
+}
+
+#[test]
+fn all_jobs_together_have_a_bounded_number_of_inputs() {
+    let mut jobs = one_job(1_000, 1);
+    assert!(jobs.has_room_for(UNFINISHED_INPUTS_MAX - 1_000));
+    assert!(!jobs.has_room_for(UNFINISHED_INPUTS_MAX - 999));
+    jobs.control(JobId(0), JobControl::Cancel).unwrap();
+    jobs.complete(JobId(0), WallTime(0), None);
+    assert!(jobs.has_room_for(UNFINISHED_INPUTS_MAX));
 }
 
 #[test]

@@ -223,6 +223,8 @@ pub struct Scheduler {
     stalled: bool,
     /// When a free node may be given a copy of a running task.
     speculate_at: Option<Time>,
+    /// When inputs that could not be read are tried again, at the earliest.
+    again_at: Option<Time>,
 }
 
 impl Scheduler {
@@ -244,6 +246,7 @@ impl Scheduler {
             reshape: true,
             stalled: false,
             speculate_at: None,
+            again_at: None,
         }
     }
 
@@ -439,10 +442,11 @@ impl Scheduler {
                 message = Some(ScheduleMessage::Query { term: self.term });
             }
             if let Some(task) = &mut node.task {
-                if let Some(assignment) = task.assignment.clone().filter(|_| task.repeat_at <= now)
+                if task.repeat_at <= now
+                    && let Some(assignment) = &task.assignment
                 {
                     task.repeat_at = now + ASSIGN_REPEAT;
-                    let term = self.term;
+                    let (term, assignment) = (self.term, assignment.clone());
                     message = Some(ScheduleMessage::Assign { term, assignment });
                 }
                 if !task.late && task.deadline <= now {
@@ -458,16 +462,8 @@ impl Scheduler {
         for (job, inputs) in &late {
             self.release(jobs, *job, inputs, true);
         }
-        let mut woken = !late.is_empty();
-        for (id, active) in &mut self.jobs {
-            if let Some(job) = jobs.job(*id)
-                && active.backlog.try_again(now, job)
-            {
-                active.settle();
-                woken = true;
-            }
-        }
-        if woken {
+        let again = self.again_at.is_some_and(|at| at <= now) && self.try_again(now, jobs);
+        if again || !late.is_empty() {
             self.wake(true);
         } else if self.speculate_at.is_some_and(|at| at <= now) {
             self.wake(false);
@@ -527,12 +523,10 @@ impl Scheduler {
             ]
         };
         let nodes = self.nodes.values().flat_map(of_node).flatten();
-        let jobs = self.jobs.values();
-        let again = jobs.filter_map(|active| active.backlog.poll_timeout());
         let gathered = self.gathered_at();
         nodes
             .chain(grace)
-            .chain(again)
+            .chain(self.again_at)
             .chain(gathered)
             .chain(self.speculate_at)
             .min()
@@ -583,6 +577,23 @@ impl Scheduler {
         self.stalled = false;
         self.speculate_at = None;
         self.reshape |= reshape;
+    }
+
+    /// Hands out again what could not be read some time ago; whether there was any.
+    fn try_again(&mut self, now: Time, jobs: &Jobs) -> bool {
+        let mut found = false;
+        for (id, active) in &mut self.jobs {
+            if let Some(job) = jobs.job(*id)
+                && active.backlog.try_again(now, job)
+            {
+                active.settle();
+                found = true;
+            }
+        }
+        let jobs = self.jobs.values();
+        let next = jobs.filter_map(|active| active.backlog.poll_timeout());
+        self.again_at = next.min();
+        found
     }
 
     fn all_reported(&self) -> bool {

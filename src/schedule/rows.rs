@@ -1,4 +1,5 @@
-//! The rows of one job, one place for each input: 16 bytes each, and each label once.
+//! The rows of one job, one place for each input: 16 bytes each once they are there, and each
+//! label once. A job that waits for its turn costs nothing.
 //!
 //! Decides: that a place is filled once. Leaves to others: what a row means.
 
@@ -20,6 +21,9 @@ enum Cell {
 /// Rows by the numbers of their inputs.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Rows {
+    /// How many places there are.
+    count: usize,
+    /// The places up to the last one that is filled.
     cells: Vec<Cell>,
     /// Numbers of the filled places, in the order in which they were filled.
     order: Vec<u32>,
@@ -32,18 +36,20 @@ impl Rows {
     /// Places for `count` inputs.
     pub fn new(count: usize) -> Rows {
         Rows {
-            cells: vec![Cell::Open; count],
+            count,
             ..Rows::default()
         }
     }
 
     /// Fills the place of `input`; false where there is none, or it is filled.
     pub fn fill(&mut self, input: u32, outcome: &Outcome) -> bool {
-        let Some(cell) = self.cells.get(input as usize) else {
+        let place = input as usize;
+        if place >= self.count || (self.has(input) && !planted::is(Bug::RowTwice)) {
             return false;
-        };
-        if *cell != Cell::Open && !planted::is(Bug::RowTwice) {
-            return false;
+        }
+        if place >= self.cells.len() {
+            reserve(&mut self.cells, place + 1, self.count);
+            self.cells.resize(place + 1, Cell::Open);
         }
         let filled = match outcome {
             Outcome::Label { label, confidence } => Cell::Label(self.place(label), *confidence),
@@ -52,7 +58,9 @@ impl Rows {
                 Cell::Error
             }
         };
-        self.cells[input as usize] = filled;
+        self.cells[place] = filled;
+        let filled = self.order.len();
+        reserve(&mut self.order, filled + 1, self.count);
         self.order.push(input);
         true
     }
@@ -94,5 +102,14 @@ impl Rows {
     pub fn newest(&self, count: usize) -> impl Iterator<Item = u32> + '_ {
         let skipped = self.order.len().saturating_sub(count);
         self.order[skipped..].iter().copied()
+    }
+}
+
+/// Makes room for `wanted` items, at least doubling it but for no more than `most` items: a
+/// vector left to itself would end with twice the room that it needs.
+fn reserve<T>(items: &mut Vec<T>, wanted: usize, most: usize) {
+    if wanted > items.capacity() {
+        let room = wanted.max(2 * items.capacity()).min(most.max(wanted));
+        items.reserve_exact(room - items.len());
     }
 }

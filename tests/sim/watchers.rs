@@ -5,6 +5,7 @@
 //! and P4 in `convergence`. Leaves to others: what is broken when (`faults`).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use dlc::consensus::{Payload, Role};
@@ -80,7 +81,7 @@ pub struct Watchers {
     /// How often inputs were handed out.
     handed: BTreeMap<(JobId, u32), u32>,
     /// The inputs of each job, by its number and the time of its submission.
-    pub inputs: BTreeMap<(JobId, WallTime), Vec<JobInput>>,
+    pub inputs: BTreeMap<(JobId, WallTime), Arc<[JobInput]>>,
     /// A fault has struck.
     pub struck: bool,
     /// Disks wiped and nodes that left, so far.

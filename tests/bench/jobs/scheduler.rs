@@ -13,9 +13,8 @@ use dlc::wire::schedule::{
 use dlc::wire::store::Target;
 use dlc::wire::{decode, encode};
 
-/// Inputs of each job.
-const INPUTS: u64 = 200_000;
-const JOBS: usize = 2;
+/// Inputs of all jobs together.
+const INPUTS: u64 = 400_000;
 /// What a task takes on a worker.
 const SERVICE: Duration = Duration::from_millis(1);
 
@@ -34,13 +33,13 @@ impl Holders for All {
 
 pub fn measure() {
     println!("Scheduling alone, one thread: decode, count, choose, encode");
-    println!("workers  batch    tasks/s   us a task");
-    for batch in [1, 32] {
+    println!("   jobs workers  batch    tasks/s   us a task");
+    for (count, batch) in [(2, 1), (2, 32), (1_000, 1), (1_000, 32)] {
         for workers in [4, 10, 30, 100] {
-            let (tasks, took) = run(workers, batch);
+            let (tasks, took) = run(count, workers, batch);
             let each = took.as_secs_f64() * 1e6 / tasks as f64;
             let rate = tasks as f64 / took.as_secs_f64();
-            println!("{workers:>7} {batch:>6} {rate:>10.0} {each:>11.1}");
+            println!("{count:>7} {workers:>7} {batch:>6} {rate:>10.0} {each:>11.1}");
         }
     }
 }
@@ -55,7 +54,7 @@ fn model() -> Model {
     }
 }
 
-fn jobs(batch: u32) -> Jobs {
+fn jobs(count: u64, batch: u32) -> Jobs {
     let mut jobs = Jobs::new();
     jobs.publish(model());
     let input = |counter: u64| Input {
@@ -67,16 +66,16 @@ fn jobs(batch: u32) -> Jobs {
         bytes: 300,
         digest: Digest::of(&counter.to_le_bytes()),
     };
-    for _ in 0..JOBS {
-        let inputs = (0..INPUTS).map(input).collect();
+    for _ in 0..count {
+        let inputs = (0..INPUTS / count).map(input).collect();
         jobs.submit(&model(), "digit.png", batch, 1, WallTime(0), inputs);
     }
     jobs
 }
 
-/// Runs both jobs to their ends; the tasks, and what they took of this thread.
-fn run(workers: usize, batch: u32) -> (u64, Duration) {
-    let mut jobs = jobs(batch);
+/// Runs all jobs to their ends; the tasks, and what they took of this thread.
+fn run(count: u64, workers: usize, batch: u32) -> (u64, Duration) {
+    let mut jobs = jobs(count, batch);
     let names: Vec<NodeId> = (0..workers)
         .map(|number| NodeId::new(&format!("n{number}")).expect("a name"))
         .collect();

@@ -91,7 +91,8 @@ impl Backlog {
     /// Forgets the inputs that have a row by now.
     pub(super) fn forget_rows(&mut self, job: &Job) {
         let open = |input: &u32| !job.has_row(*input);
-        let late: Vec<u32> = self.window.iter().filter(|i| !open(i)).copied().collect();
+        let fresh = self.window.iter().chain(self.hinted.keys());
+        let late: Vec<u32> = fresh.filter(|i| !open(i)).copied().collect();
         late.into_iter().for_each(|input| self.unqueue(input));
         self.returned.retain(open);
         self.suspects.retain(open);
@@ -105,7 +106,7 @@ impl Backlog {
 
     /// Draws fresh inputs into the window; whether any node may be given something now.
     pub(super) fn has_work_for_all(&mut self, job: &Job) -> bool {
-        let wanted = WINDOW.max(2 * self.batch as usize) + self.hinted.len();
+        let wanted = WINDOW.max(2 * self.batch as usize);
         while self.window.len() < wanted && self.next < self.total {
             let input = self.next;
             self.next += 1;
@@ -127,7 +128,8 @@ impl Backlog {
 
     /// Whether something waits that any node may do.
     pub(super) fn is_open_to_all(&self) -> bool {
-        !self.window.is_empty() || !self.returned.is_empty() || !self.suspects.is_empty()
+        let fresh = !self.window.is_empty() || !self.hinted.is_empty();
+        fresh || !self.returned.is_empty() || !self.suspects.is_empty()
     }
 
     /// Whether a failed input waits that `node` may try; `others` are all that could.
@@ -190,17 +192,16 @@ impl Backlog {
         let own = self.hints.get(node).into_iter().flatten();
         let mut chosen: Vec<u32> = own.take(count).copied().collect();
         chosen.extend(self.choose_unhinted(count - chosen.len(), holds));
-        let others = self.near().filter(|input| {
-            let hinted = self.hinted.get(input);
-            hinted.is_some_and(|other| other != node)
-        });
-        chosen.extend(others.take(count - chosen.len()));
+        let hinted = self.hinted.range(..self.horizon());
+        let others = hinted.filter(|(_, other)| *other != node);
+        let missing = count - chosen.len();
+        chosen.extend(others.map(|(input, _)| *input).take(missing));
         chosen
     }
 
     /// Fresh inputs that no node was told to prepare, those that the node holds first.
     fn choose_unhinted(&self, count: usize, holds: &dyn Fn(u32) -> bool) -> Vec<u32> {
-        let free = || self.near().filter(|input| !self.hinted.contains_key(input));
+        let free = || self.window.range(..self.horizon()).copied();
         let mut chosen: Vec<u32> = free().filter(|input| holds(*input)).take(count).collect();
         let missing = count - chosen.len();
         if missing > 0 {
@@ -210,11 +211,12 @@ impl Backlog {
         chosen
     }
 
-    /// Fresh inputs that may be handed out now, ascending.
-    fn near(&self) -> impl Iterator<Item = u32> + '_ {
-        let oldest = self.window.first().copied().unwrap_or(0);
+    /// Fresh inputs before this one may be handed out now.
+    fn horizon(&self) -> u32 {
+        let hinted = self.hinted.first_key_value().map(|(input, _)| *input);
+        let oldest = hinted.into_iter().chain(self.window.first().copied()).min();
         let span = SPAN.max(16 * self.batch);
-        self.window.range(..oldest.saturating_add(span)).copied()
+        oldest.unwrap_or(0).saturating_add(span)
     }
 
     /// Fresh inputs that `node` is to prepare beside those that it was told before, so that they
@@ -225,6 +227,7 @@ impl Backlog {
         let mut chosen = self.choose_unhinted(missing, holds);
         chosen.sort_unstable();
         for input in &chosen {
+            self.window.remove(input);
             self.hinted.insert(*input, node.clone());
         }
         if !chosen.is_empty() {
@@ -237,6 +240,7 @@ impl Backlog {
     pub(super) fn forget_hints(&mut self, node: &NodeId) {
         for input in self.hints.remove(node).into_iter().flatten() {
             self.hinted.remove(&input);
+            self.window.insert(input);
         }
     }
 
@@ -375,12 +379,17 @@ impl Backlog {
                 job.id, self.active
             ));
         }
-        if let Some(input) = self.hinted.keys().find(|i| !self.window.contains(i)) {
-            return Err(format!("job {}: input {input} is no fresh one", job.id));
+        let told = |(node, inputs): (&NodeId, &BTreeSet<u32>)| {
+            let is_told = |input: &u32| self.hinted.get(input) == Some(node);
+            inputs.iter().filter(|input| is_told(input)).count()
+        };
+        if self.hints.iter().map(told).sum::<usize>() != self.hinted.len() {
+            return Err(format!("job {}: hints {:?}", job.id, self.hints));
         }
         for input in 0..self.total {
             let queues = [&self.window, &self.returned, &self.failed, &self.suspects];
             let mut places = queues.iter().filter(|set| set.contains(&input)).count();
+            places += usize::from(self.hinted.contains_key(&input));
             places += usize::from(self.put_off.contains_key(&input));
             places += usize::from(self.is_active(input));
             places += usize::from(places == 0 && input >= self.next);

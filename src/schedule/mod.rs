@@ -183,7 +183,9 @@ impl Active {
 
     /// Whether there is something that `node` may do; `usable` are all who could.
     fn has_work_for<'a>(&self, node: &NodeId, usable: impl Fn() -> Vec<&'a NodeId>) -> bool {
-        !self.paused && (self.backlog.is_open_to_all() || self.backlog.is_open_to(node, &usable()))
+        let may_retry =
+            || self.backlog.has_failed_inputs() && self.backlog.is_open_to(node, &usable());
+        !self.paused && (self.backlog.is_open_to_all() || may_retry())
     }
 
     /// Whether it may be open where it is not thought to be, or the other way round.

@@ -304,7 +304,7 @@ impl Sim {
             ));
         }
         let known = self.watchers.inputs.get(&(job, record.submitted));
-        let mut inputs = known.into_iter().flatten();
+        let mut inputs = known.into_iter().flat_map(|list| list.iter());
         for line in lines {
             // A cancelled job has the rows of some of its inputs, in the same order.
             let begins = |input: &&JobInput| line.starts_with(&format!("{},", input.name));

@@ -122,7 +122,7 @@ bench-partition: build ## seven nodes in network namespaces are cut into five an
 bench-sdfs: build ## files of SDFS against what the disk does; PARTS= (files sparse small repair beside catalog crashes), ROUNDS=
 	@$(CARGO) run --quiet --release $(LIGHT) --example bench-sdfs -- $(PARTS)
 
-bench-jobs: build models data ## scheduling alone; jobs of 1, 2 and 4 nodes against plain processes; PARTS= (scheduler lenet onnx resnet50), NODES=, BATCHES=, ROUNDS=
+bench-jobs: build models data ## scheduling alone; many jobs; jobs of 1, 2 and 4 nodes against plain processes; PARTS= (scheduler many lenet onnx resnet50), NODES=, BATCHES=, ROUNDS=
 	@$(CARGO) build --quiet --release --locked --example bench-plain
 	@PEERS_PYTHON="$$(tests/bench/peers.sh)" $(CARGO) run --quiet --release $(LIGHT) --example bench-jobs -- $(PARTS)
 

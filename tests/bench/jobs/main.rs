@@ -1,7 +1,7 @@
 //! Queries a second of a cluster on this machine, against as many plain processes of the same
-//! engine over the same files, and against ONNX Runtime in two; and scheduling alone. Run by
-//! `make bench-jobs`; `PARTS` (scheduler, lenet, onnx, resnet50), `NODES` (1,2,4), `BATCHES`,
-//! `ROUNDS` (5).
+//! engine over the same files, and against ONNX Runtime in two; scheduling alone; and many jobs.
+//! Run by `make bench-jobs`; `PARTS` (scheduler, many, lenet, onnx, resnet50), `NODES` (1,2,4),
+//! `BATCHES`, `ROUNDS` (5).
 //!
 //! Both clocks hold reading, decoding, classifying and the rows. The plain processes and the
 //! cluster take turns, and the median of their ratios counts.
@@ -11,6 +11,7 @@
 mod real;
 
 mod alone;
+mod many;
 mod scheduler;
 
 use std::path::Path;
@@ -64,6 +65,9 @@ fn main() {
     let dir = tempfile::tempdir().expect("a folder");
     if wanted("scheduler") {
         scheduler::measure();
+    }
+    if wanted("many") {
+        many::measure(dir.path());
     }
     if wanted("onnx") && digits(&dir.path().join("files")).is_some() {
         against_onnx(dir.path());

@@ -420,7 +420,7 @@ fn infer(words: &[&str]) -> Result<Command, UsageError> {
     let batch = number("infer", "BATCH", batch)?;
     Ok(Command::Infer {
         model: model.into(),
-        dataset: dataset.into(),
+        dataset: data_set("infer", dataset)?,
         batch,
         weight,
     })
@@ -491,6 +491,7 @@ mod tests {
             ("weight 0 0", "whole number from 1 up"),
             ("put a", "usage: put LOCAL SDFS"),
             ("infer lenet lenet.png 0", "whole number from 1 up"),
+            ("infer lenet '' 5", "no data set"),
             ("infer lenet lenet.png five", "\"five\""),
             ("infer lenet lenet.png 5 --weight 0", "--weight"),
             ("infer lenet lenet.png", "usage: infer"),

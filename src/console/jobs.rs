@@ -8,7 +8,7 @@ use serde_json::json;
 use super::client::{Client, ClientError};
 use super::{Answer, answer, place, tables, transfer};
 use crate::types::{FileName, JobId};
-use crate::wire::client::{Explanation, NodeProfile, ROWS_MAX, Reply, Request, Row};
+use crate::wire::client::{Explanation, JobStatus, NodeProfile, ROWS_MAX, Reply, Request, Row};
 use crate::wire::schedule::{Accuracy, JobControl, Outcome};
 
 /// `infer MODEL DATASET BATCH [--weight W]`
@@ -216,6 +216,10 @@ pub fn explain(client: &mut Client, job: JobId) -> Result<Answer, ClientError> {
         "count": explained.count, "errors": explained.errors, "in_flight": explained.in_flight,
         "queued": explained.queued(), "weight": explained.weight, "batch": explained.batch,
         "weight_of_all": explained.weights, "nodes": shown.collect::<Vec<_>>(),
+        "nodes_with_model": explained.able,
+        "failed": explained.failed.iter().map(|(node, why)| {
+            json!({ "node": node.as_str(), "reason": why })
+        }).collect::<Vec<_>>(),
     });
     answer(lines.concat().join("\n"), json)
 }
@@ -231,14 +235,19 @@ fn queue(explained: &Explanation) -> String {
         ..
     } = explained;
     let mut text = format!(
-        "Job {job} is {}: {count} of {total} queries are finished, {in_flight} are on nodes, {} wait",
+        "Job {job} is {}: {count} of {total} queries are finished, {in_flight} are on nodes, {} {}",
         status.as_str(),
-        explained.queued()
+        explained.queued(),
+        match status {
+            JobStatus::Cancelled => "were left",
+            _ => "wait",
+        }
     );
     if explained.errors > 0 {
         text += &format!("; {} of the rows are errors", explained.errors);
     }
-    if explained.weights > explained.weight {
+    let is_open = matches!(status, JobStatus::Queued | JobStatus::InProgress);
+    if is_open && explained.weights > explained.weight {
         text += &format!(
             "\nOther jobs are served too: its weight is {} of {}",
             explained.weight, explained.weights
@@ -286,12 +295,39 @@ fn table(nodes: &[NodeProfile]) -> Vec<String> {
     ]
 }
 
+/// Who has not got its network, if that matters still.
+fn network(explained: &Explanation) -> Option<String> {
+    let has_ended = matches!(
+        explained.status,
+        JobStatus::Completed | JobStatus::Cancelled
+    );
+    let (able, failed) = (explained.able, &explained.failed);
+    match failed.first() {
+        _ if has_ended => None,
+        None if able == 0 => Some("No node has loaded its network yet".into()),
+        None => None,
+        Some((node, why)) if able == 0 => Some(format!(
+            "No node could load its network. {node}: {why}. The job goes on once one has these \
+             very files; `cancel {}` ends it",
+            explained.job
+        )),
+        Some((node, why)) => Some(format!(
+            "{able} nodes have its network; {} could not load it. {node}: {why}",
+            failed.len()
+        )),
+    }
+}
+
 /// Where most of the time goes, and who is slow.
 fn reasons(explained: &Explanation) -> Vec<String> {
     let sum = |part: fn(&NodeProfile) -> u64| explained.nodes.iter().map(part).sum::<u64>();
     let all = sum(|node| node.elapsed);
     if all == 0 {
-        return vec!["No task of it has brought a result since this coordinator took over".into()];
+        let began = "No task of it has brought a result since this coordinator began to lead";
+        return network(explained)
+            .into_iter()
+            .chain([began.into()])
+            .collect();
     }
     let parts = [
         ("inference", sum(|node| node.times.inference)),
@@ -305,7 +341,7 @@ fn reasons(explained: &Explanation) -> Vec<String> {
         ),
     ];
     let largest = parts.iter().max_by_key(|(_, nanos)| *nanos);
-    let mut lines = Vec::new();
+    let mut lines: Vec<String> = network(explained).into_iter().collect();
     if let Some((what, nanos)) = largest {
         let percent = *nanos as f64 * 100.0 / all as f64;
         lines.push(format!("Most of a task's time is {what}: {percent:.0} %"));

@@ -74,6 +74,13 @@ pub fn run(client: &mut Client, command: &Command, ask: Ask) -> Result<Answer, C
                     0
                 }
             };
+            let older = FileName::of_labels(dataset::pattern(dataset).1)?;
+            if labels == 0 && transfer::locate(client, &older).is_ok() {
+                text += &format!(
+                    "\njobs over it go by the labels of an earlier upload: `delete {older}` if they \
+                     are not those of these files"
+                );
+            }
             let dataset = dataset::pattern(dataset).1;
             answer(
                 text,

@@ -315,7 +315,7 @@ impl Node {
             let ready = leading
                 .scheduler
                 .nodes_with_model(&model.name, model.digest);
-            let failed = leading.load_failures(&model.name, model.digest);
+            let failed = leading.load_failures(model, published.version);
             let told = |node: &&NodeId| {
                 ready.contains(node) || failed.iter().any(|(failed, _)| failed == *node)
             };
@@ -354,6 +354,12 @@ impl Node {
             return Reply::Refused(Refusal::UnknownJob(job));
         };
         let (nodes, in_flight, weights) = leading.scheduler.profile(job);
+        let model = &found.model;
+        let newest = self.state.jobs.model(&model.name);
+        let publication = newest.map_or(0, |newest| newest.version);
+        let able = leading
+            .scheduler
+            .nodes_with_model(&model.name, model.digest);
         Reply::Explained(Explanation {
             job,
             status: found.status(leading.scheduler.started(job)),
@@ -365,6 +371,8 @@ impl Node {
             weights,
             batch: found.batch,
             nodes,
+            able: able.len() as u64,
+            failed: leading.load_failures(model, publication),
         })
     }
 

@@ -14,15 +14,15 @@ use super::state::{Outcome, State};
 use super::{Node, voters};
 use crate::consensus::{Entry, Payload, ReadId, Role};
 use crate::planted::{self, Bug};
-use crate::schedule::jobs::{BATCH_MAX, Jobs, WEIGHT_MAX};
+use crate::schedule::jobs::{BATCH_MAX, Jobs, Published, WEIGHT_MAX};
 use crate::schedule::{Holders, ScheduleOutput, Scheduler};
 use crate::store::placement;
 use crate::store::repair::{Repair, RepairOutput};
 use crate::store::uploads::{Abandoned, Uploads};
-use crate::types::{BlobId, Digest, Index, Member, NodeId, RequestId, Server, Term, Time, View};
+use crate::types::{BlobId, Index, Member, NodeId, RequestId, Server, Term, Time, View};
 use crate::wire::client::{PUT_FILES_MAX, Refusal, Reply, Request};
 use crate::wire::peer::{Change, Command, PeerMessage};
-use crate::wire::schedule::{Input, JobCommand, JobControl, ScheduleMessage};
+use crate::wire::schedule::{FailedModel, Input, JobCommand, JobControl, Model, ScheduleMessage};
 use crate::wire::store::{CatalogCommand, ReplicaChange, StoreMessage, Target};
 
 /// Most commands that are proposed and wait for their answers; further ones are told
@@ -52,7 +52,7 @@ pub struct Leading {
     /// Result files being made.
     pub results: Results,
     /// What each node says it could not load: name, digest and reason.
-    load_failures: BTreeMap<NodeId, Vec<(String, Digest, String)>>,
+    load_failures: BTreeMap<NodeId, Vec<FailedModel>>,
     /// Proposed commands of clients, until they are applied.
     waiting: BTreeMap<RequestId, (Request, Vec<ReplyTo>)>,
     /// Since when a commit has had fewer copies than the members ask for.
@@ -115,13 +115,17 @@ impl Leading {
         self.scheduler.handle_message(now, jobs, node, report);
     }
 
-    /// The live nodes that could not load a network, and why.
-    pub fn load_failures(&self, name: &str, digest: Digest) -> Vec<(NodeId, String)> {
-        let of = |(node, failed): (&NodeId, &Vec<(String, Digest, String)>)| {
-            let this = failed
-                .iter()
-                .find(|failure| failure.0 == name && failure.1 == digest);
-            this.map(|(_, _, why)| (node.clone(), why.clone()))
+    /// The live nodes that could not load a network, and why: since `publication`, the newest
+    /// one under its name, as they try again then.
+    pub fn load_failures(&self, model: &Model, publication: u64) -> Vec<(NodeId, String)> {
+        let is_it = |failure: &&FailedModel| {
+            failure.name == model.name
+                && failure.digest == model.digest
+                && failure.publication >= publication
+        };
+        let of = |(node, failed): (&NodeId, &Vec<FailedModel>)| {
+            let this = failed.iter().find(is_it)?;
+            Some((node.clone(), this.reason.clone()))
         };
         self.load_failures.iter().filter_map(of).collect()
     }
@@ -515,6 +519,7 @@ impl Node {
                 in_range("weight", *weight, WEIGHT_MAX)?;
                 // Everything else is judged when the entry is applied, as with a deletion.
                 let published = self.state.jobs.model(model);
+                let unloadable = published.and_then(|published| self.unloadable(published));
                 let model = published.map_or(model.clone(), |it| it.model.name.clone());
                 let (dataset, batch, weight) = (dataset.clone(), *batch, *weight);
                 let at = self.wall_now();
@@ -524,10 +529,22 @@ impl Node {
                     batch,
                     weight,
                     at,
+                    unloadable,
                 }))
             }
             _ => Err(Refusal::Busy),
         }
+    }
+
+    /// Why no node can run this network, where every live node has said so.
+    fn unloadable(&self, published: &Published) -> Option<String> {
+        let failed = self
+            .leading
+            .as_ref()?
+            .load_failures(&published.model, published.version);
+        let all = !failed.is_empty() && failed.len() == self.view.members.len();
+        let (node, why) = failed.first().filter(|_| all)?;
+        Some(format!("{node}: {why}"))
     }
 
     /// An entry was applied; whoever waits for it is answered once it is durable.

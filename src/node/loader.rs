@@ -74,14 +74,15 @@ impl Loader {
         &self.loaded
     }
 
-    /// The driver is done with a model, for better or worse.
+    /// The driver is done with a model, for better or worse. Gives the newest publication under
+    /// its name when it began.
     pub fn handle_loaded(
         &mut self,
         now: Time,
         name: &str,
         digest: Digest,
         result: &Result<(), LoadFailure>,
-    ) {
+    ) -> u64 {
         let key = (name.to_string(), digest);
         let loading = self.loading.take_if(|(loading, _)| *loading == key);
         let before = self.failed.remove(&key);
@@ -90,7 +91,7 @@ impl Loader {
         let wait = match (result, before) {
             (Ok(()), _) => {
                 self.loaded.insert(key);
-                return;
+                return publication;
             }
             (Err(LoadFailure::Refused(_)), Some(before)) => RETRY_MAX.min(2 * before.wait),
             (Err(_), _) => RETRY,
@@ -101,6 +102,7 @@ impl Loader {
             publication,
         };
         self.failed.insert(key, failure);
+        publication
     }
 
     /// When a failed model is to be tried again.

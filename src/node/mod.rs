@@ -564,10 +564,11 @@ impl Node {
     }
 
     fn handle_loaded(&mut self, name: String, digest: Digest, result: Result<(), LoadFailure>) {
-        self.loader.handle_loaded(self.now, &name, digest, &result);
+        let publication = self.loader.handle_loaded(self.now, &name, digest, &result);
         let result = result.map_err(|failure| failure.reason().to_string());
         let now = self.now;
-        self.worker.handle_model_loaded(now, &name, digest, result);
+        let worker = &mut self.worker;
+        worker.handle_model_loaded(now, &name, digest, publication, result);
     }
 
     fn load(&mut self, model: Model) {

@@ -182,6 +182,7 @@ impl State {
                 batch,
                 weight,
                 at,
+                unloadable,
             } => {
                 let Some(published) = self
                     .jobs
@@ -190,6 +191,9 @@ impl State {
                 else {
                     return Outcome::Refused(self.unknown_model(&model));
                 };
+                if let Some(why) = unloadable {
+                    return Outcome::Refused(Refusal::ModelNotLoaded(model, why));
+                }
                 if !self.jobs.has_room() {
                     return Outcome::Refused(too_many_jobs());
                 }
@@ -323,6 +327,7 @@ mod tests {
             batch: 1,
             weight: 1,
             at: WallTime(0),
+            unloadable: None,
         });
         match outcome {
             Outcome::Submitted(job) => job,

@@ -301,7 +301,7 @@ impl World {
                 if let Some(machine) = machine {
                     let digest = model(network).digest;
                     let worker = &mut machine.worker;
-                    worker.handle_model_loaded(now, network, digest, Ok(()));
+                    worker.handle_model_loaded(now, network, digest, 0, Ok(()));
                 }
             }
             Event::Apply(tasks) => self.apply(&tasks),

@@ -151,7 +151,7 @@ fn assign(term: u64, counter: u64, token: u64) -> ScheduleMessage {
 
 fn loaded_worker() -> Worker {
     let mut worker = Worker::new(node("n0"), Time(0));
-    worker.handle_model_loaded(Time(0), "lenet", model("lenet").digest, Ok(()));
+    worker.handle_model_loaded(Time(0), "lenet", model("lenet").digest, 0, Ok(()));
     worker.handle_leader(Time(0), Term(5), Some(node("n9")));
     outputs(&mut worker);
     worker

@@ -15,7 +15,7 @@ use super::REPEAT;
 use crate::planted::{self, Bug};
 use crate::types::{Digest, Incarnation, JobId, NodeId, Term, Time};
 use crate::wire::schedule::{
-    Assignment, AssignmentId, Outcome, ScheduleMessage, TaskTimes, WorkerStatus,
+    Assignment, AssignmentId, FailedModel, Outcome, ScheduleMessage, TaskTimes, WorkerStatus,
 };
 
 /// Networks that a worker names in its status, loaded and failed each; further ones are
@@ -58,7 +58,7 @@ pub struct Worker {
     running: Option<(AssignmentId, JobId, Vec<u32>)>,
     result: Option<Finished>,
     loaded: BTreeSet<(String, Digest)>,
-    failed: BTreeMap<(String, Digest), String>,
+    failed: BTreeMap<(String, Digest), (u64, String)>,
     runs: VecDeque<Assignment>,
     report_due: bool,
     report_at: Time,
@@ -196,12 +196,14 @@ impl Worker {
         self.report_due = true;
     }
 
-    /// A network was loaded and warmed, or could not be, for this reason.
+    /// A network was loaded and warmed, or could not be, for this reason; `publication` is the
+    /// newest one under its name when that was tried.
     pub fn handle_model_loaded(
         &mut self,
         now: Time,
         name: &str,
         digest: Digest,
+        publication: u64,
         result: Result<(), String>,
     ) {
         self.now = now;
@@ -213,7 +215,7 @@ impl Worker {
             }
             Err(reason) => {
                 self.loaded.remove(&model);
-                self.failed.insert(model, reason);
+                self.failed.insert(model, (publication, reason));
             }
         }
         self.report_due = true;
@@ -270,7 +272,12 @@ impl Worker {
             running: self.running.clone(),
             models: loaded.cloned().collect(),
             failed_models: failed
-                .map(|((name, digest), reason)| (name.clone(), *digest, reason.clone()))
+                .map(|((name, digest), (publication, reason))| FailedModel {
+                    name: name.clone(),
+                    digest: *digest,
+                    publication: *publication,
+                    reason: reason.clone(),
+                })
                 .collect(),
         }
     }

@@ -489,6 +489,10 @@ pub struct Explanation {
     pub batch: u32,
     /// By node, those that brought a result.
     pub nodes: Vec<NodeProfile>,
+    /// Live nodes that have its network loaded.
+    pub able: u64,
+    /// Live nodes that could not load it, and why.
+    pub failed: Vec<(NodeId, String)>,
 }
 
 impl Explanation {

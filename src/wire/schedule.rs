@@ -87,6 +87,9 @@ pub enum JobCommand {
         weight: u32,
         /// When, by the leader's wall clock.
         at: WallTime,
+        /// Why no node can run it, as far as the leader knows: it is refused. In the log, so
+        /// that a repeated request has the same answer.
+        unloadable: Option<String>,
     },
     /// Rows of finished tasks.
     Finished {
@@ -223,8 +226,21 @@ pub struct WorkerStatus {
     pub running: Option<(AssignmentId, JobId, Vec<u32>)>,
     /// Networks that are loaded and warm: name and digest of the model.
     pub models: Vec<(String, Digest)>,
-    /// Networks that could not be loaded: name, digest and reason.
-    pub failed_models: Vec<(String, Digest, String)>,
+    /// Networks that could not be loaded.
+    pub failed_models: Vec<FailedModel>,
+}
+
+/// A network that a node could not load.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedModel {
+    /// Its name.
+    pub name: String,
+    /// Its digest.
+    pub digest: Digest,
+    /// The newest publication under that name when the node tried.
+    pub publication: u64,
+    /// Why not.
+    pub reason: String,
 }
 
 /// Between the leader and the workers, one way each.

@@ -91,6 +91,7 @@ fn snapshots() {
             batch: 1,
             weight: 1,
             at,
+            unloadable: None,
         };
         apply(&mut state, Change::Job(submit));
         for first in (0..files).step_by(1000) {

@@ -34,6 +34,8 @@ const DEADLY: &str = "def forward(self: __torch__.Network, x: Tensor) -> Tensor:
 const SINGLE: &str = "def forward(self: __torch__.Network, x: Tensor) -> Tensor:\n  \
      return torch.sum(torch.view(x, [1, 4, 4]), [1])\n";
 
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// A model directory with the network, and with one that has no weights.
 fn models(dir: &Path) {
     std::fs::create_dir_all(dir).unwrap();
@@ -104,10 +106,82 @@ fn a_network_of_ones_own_is_published_and_served() {
         assert!(refused.contains(reason), "{refused}");
     }
     cluster.wait_for_members(2);
+}
 
-    // A network whose outputs are not as many as its labels is refused by name.
+#[test]
+fn a_network_that_no_node_can_load_is_refused_until_a_good_one_is_published() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    models(&dir.join("models"));
+    let mut cluster = Cluster::new(dir);
+    cluster.models = dir.join("models");
+    for name in ["n1", "n2"] {
+        cluster.start(name);
+    }
+    cluster.wait_for_members(2);
+    GrayImage::new(4, 4).save(dir.join("bar.png")).unwrap();
+    cluster.ok("n1", &["upload_data", "bar.png", "4"]);
+
+    // One whose outputs are not as many as its labels.
     let wrong = MANIFEST.replace("\"fourth\"", "\"fourth\", \"fifth\"");
     std::fs::write(dir.join("models/columns.toml"), wrong).unwrap();
     let refused = cluster.refused("n1", &["train", "columns"]);
     assert!(refused.contains("5 labels for 4 outputs"), "{refused}");
+    let refused = until_refused(&cluster);
+    assert!(refused.contains("5 labels for 4 outputs"), "{refused}");
+    std::fs::write(dir.join("models/columns.toml"), MANIFEST).unwrap();
+    cluster.ok("n1", &["train", "columns"]);
+    cluster.ok("n2", &["infer", "columns", "bar.png", "2"]);
+    wait_until("the job completes", PATIENCE, || completes(&cluster));
+
+    // Its files are deleted, and nobody has them in memory any more.
+    for name in ["models/columns.pt", "models/columns.toml"] {
+        cluster.ok("n1", &["delete", name]);
+    }
+    for name in ["n1", "n2"] {
+        cluster.kill(name);
+    }
+    for name in ["n1", "n2"] {
+        cluster.start(name);
+    }
+    cluster.wait_for_members(2);
+    let refused = until_refused(&cluster);
+    assert!(
+        refused.contains("its files in SDFS were deleted"),
+        "{refused}"
+    );
+    cluster.ok("n1", &["train", "columns"]);
+    cluster.ok("n2", &["infer", "columns", "bar.png", "2"]);
+    wait_until("the job completes", PATIENCE, || completes(&cluster));
+}
+
+/// Why `infer` is refused; a job that slips in before all nodes have failed says the same, and
+/// is ended.
+fn until_refused(cluster: &Cluster) -> String {
+    let mut refusal = None;
+    wait_until("the job is refused", PATIENCE, || {
+        let said = cluster.dlc("n1", &["--json", "infer", "columns", "bar.png", "2"]);
+        if said.status == 1 {
+            refusal = Some(said.stderr);
+            return true;
+        }
+        let said: serde_json::Value = serde_json::from_str(&said.stdout).expect("JSON");
+        let job = said["job"].to_string();
+        let mut explained = serde_json::Value::Null;
+        wait_until("it is explained", PATIENCE, || {
+            explained = cluster.json("n1", &["explain", &job]);
+            explained["failed"][0]["reason"].is_string()
+        });
+        assert_eq!(explained["nodes_with_model"], 0);
+        cluster.ok("n1", &["cancel", &job]);
+        false
+    });
+    refusal.expect("a reason")
+}
+
+/// Whether the newest job is complete.
+fn completes(cluster: &Cluster) -> bool {
+    let shown = cluster.json("n1", &["job_info"]);
+    let newest = shown["jobs"].as_array().and_then(|jobs| jobs.last());
+    newest.is_some_and(|job| job["status"] == "COMPLETED")
 }

@@ -262,20 +262,14 @@ impl Scheduler {
         self.jobs.get(&job).map(|active| active.share.served())
     }
 
-    /// Nodes that have a task of `job`, or were given one in the last 10 s.
+    /// Nodes that were given a task of `job` in the last 10 s.
     pub fn assigned_recently(&self, job: JobId, now: Time) -> Vec<NodeId> {
         let Some(active) = self.jobs.get(&job) else {
             return Vec::new();
         };
         let recent = |at: &Time| now.since(*at) < ASSIGNED_WINDOW;
-        let recent = active.assigned.iter().filter(|(_, at)| recent(at));
-        let has_task = |node: &Node| node.task.as_ref().is_some_and(|task| task.job == job);
-        let busy = self.nodes.iter().filter(|(_, node)| has_task(node));
-        let names = busy
-            .map(|(node, _)| node)
-            .chain(recent.map(|(node, _)| node));
-        let nodes: BTreeSet<&NodeId> = names.collect();
-        nodes.into_iter().cloned().collect()
+        let nodes = active.assigned.iter().filter(|(_, at)| recent(at));
+        nodes.map(|(node, _)| node.clone()).collect()
     }
 
     /// What is known of the tasks of `job` in this term: where their time went, by node, how

@@ -204,14 +204,10 @@ impl State {
                 if !self.jobs.has_room_for(inputs.len() as u64) {
                     return Outcome::Refused(too_many_inputs(inputs.len()));
                 }
-                // One pin for all jobs that share a list.
-                if self.jobs.shared(&inputs).is_none() {
-                    self.catalog.pin(inputs.iter().map(|input| input.blob));
-                }
-                Outcome::Submitted(
-                    self.jobs
-                        .submit(&published, &dataset, batch, weight, at, inputs),
-                )
+                let jobs = &mut self.jobs;
+                let id = jobs.submit(&published, &dataset, batch, weight, at, inputs);
+                self.catalog.pin(jobs.pinned_blobs(id));
+                Outcome::Submitted(id)
             }
             JobCommand::Finished { tasks, at } => {
                 for task in &tasks {

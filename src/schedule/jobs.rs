@@ -320,7 +320,7 @@ impl Jobs {
     }
 
     /// The list of an unfinished job that is the same as `inputs`.
-    pub fn shared(&self, inputs: &[Input]) -> Option<Arc<[Input]>> {
+    fn shared(&self, inputs: &[Input]) -> Option<Arc<[Input]>> {
         // A blob is one version of one file.
         let same = |job: &&Job| {
             let (own, other) = (job.inputs.iter(), inputs.iter());

@@ -45,10 +45,8 @@ fn models(dir: &Path) {
     std::fs::write(dir.join("absent.toml"), absent).unwrap();
 }
 
-#[test]
-fn a_network_of_ones_own_is_published_and_served() {
-    let dir = tempfile::tempdir().unwrap();
-    let dir = dir.path();
+/// Two nodes on that directory.
+fn cluster(dir: &Path) -> Cluster {
     models(&dir.join("models"));
     let mut cluster = Cluster::new(dir);
     cluster.models = dir.join("models");
@@ -56,6 +54,14 @@ fn a_network_of_ones_own_is_published_and_served() {
         cluster.start(name);
     }
     cluster.wait_for_members(2);
+    cluster
+}
+
+#[test]
+fn a_network_of_ones_own_is_published_and_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let cluster = cluster(dir);
     let trained = cluster.json("n1", &["train"]);
     assert_eq!(trained["models"][0]["name"], "columns");
     assert_eq!(trained["skipped"][0], "absent");
@@ -112,13 +118,7 @@ fn a_network_of_ones_own_is_published_and_served() {
 fn a_network_that_no_node_can_load_is_refused_until_a_good_one_is_published() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    models(&dir.join("models"));
-    let mut cluster = Cluster::new(dir);
-    cluster.models = dir.join("models");
-    for name in ["n1", "n2"] {
-        cluster.start(name);
-    }
-    cluster.wait_for_members(2);
+    let mut cluster = cluster(dir);
     GrayImage::new(4, 4).save(dir.join("bar.png")).unwrap();
     cluster.ok("n1", &["upload_data", "bar.png", "4"]);
 

@@ -57,9 +57,10 @@ models: ## verifies the weights in models/ and names the models that have none
 	@models/verify.sh
 
 # Without networks first, the tests on real processes and the simulator among
-# them; then what needs libtorch, on the build of the executables.
+# them; then what needs libtorch, on the build of the executables. Able to plant
+# bugs all along, so that it is compiled once; the executables never are.
 test: build data models ## every test that needs no special machine
-	$(CARGO) test $(LIGHT) --no-fail-fast
+	$(CARGO) test $(LIGHT) --features planted --no-fail-fast
 	@$(MAKE) --no-print-directory sim-planted
 	$(CARGO) test --release --locked --lib models::
 

@@ -278,10 +278,15 @@ fn number<T: std::str::FromStr + PartialOrd + From<u8>>(
     what: &'static str,
     word: &str,
 ) -> Result<T, UsageError> {
+    let is_large = word.bytes().all(|byte| byte.is_ascii_digit()) && word.contains(|c| c != '0');
     let bad = || UsageError::Word {
         what,
         got: word.into(),
-        expected: "whole number from 1 up",
+        expected: match (is_large, size_of::<T>()) {
+            (false, _) => "whole number from 1 up",
+            (true, 4) => "number below 2^32",
+            (true, _) => "number below 2^64",
+        },
         usage: usage(name),
     };
     word.parse::<T>()
@@ -491,6 +496,9 @@ mod tests {
             ("weight 0 0", "whole number from 1 up"),
             ("put a", "usage: put LOCAL SDFS"),
             ("infer lenet lenet.png 0", "whole number from 1 up"),
+            ("infer lenet lenet.png 4294967296", "below 2^32"),
+            ("infer lenet lenet.png 00", "whole number from 1 up"),
+            ("upload_data a.png 18446744073709551616", "below 2^64"),
             ("infer lenet '' 5", "no data set"),
             ("infer lenet lenet.png five", "\"five\""),
             ("infer lenet lenet.png 5 --weight 0", "--weight"),

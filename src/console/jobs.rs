@@ -126,7 +126,8 @@ pub fn get_rows(
     let json = json!({
         "file": name.as_str(), "version": null, "bytes": text.len(), "digest": digest.to_string(),
     });
-    let text = format!("File downloaded successfully (job {job} is not complete: the rows so far)");
+    let text =
+        format!("File downloaded successfully (job {job} has no result file yet: the rows so far)");
     answer(text, json).map(Some)
 }
 

@@ -249,7 +249,7 @@ fn get_versions(
         Downloaded::Versions(versions) => versions,
         Downloaded::Job { job, .. } => {
             let why = format!(
-                "job {job} is not complete, so {name} has no version yet: `get` gives the rows so far"
+                "job {job} has no result file yet, so {name} has no version: `get` gives the rows so far"
             );
             return Err(ClientError::Other(why));
         }

@@ -179,6 +179,7 @@ pub fn put(
         moved: 0,
         unreadable: None,
         failed: None,
+        broken: None,
     };
     let files: Arc<[(FileName, Content)]> = files.into();
     let (sender, events) = bounded(EVENTS);
@@ -187,7 +188,7 @@ pub fn put(
         while let Some(output) = putting.upload.poll_output() {
             match output {
                 UploadOutput::Request(request) => {
-                    let reply = ask(client, &request);
+                    let reply = ask(client, &request, &mut putting.broken);
                     putting.upload.handle_reply(now(), reply);
                 }
                 UploadOutput::Abort(blobs) => drop(client.request(&Request::PutAbort(blobs))),
@@ -218,12 +219,25 @@ pub fn put(
     }
 }
 
-/// The node's reply, refusals and broken connections included.
-fn ask(client: &mut Client, request: &Request) -> Reply {
+/// The node's reply, refusals and broken connections included; the latter are left in `broken`.
+fn ask(client: &mut Client, request: &Request, broken: &mut Option<ClientError>) -> Reply {
+    *broken = None;
     match client.request(request) {
         Ok(reply) => reply,
         Err(ClientError::Refused(refusal)) => Reply::Refused(refusal),
-        Err(error) => Reply::Refused(Refusal::Failed(error.to_string())),
+        Err(error) => {
+            let refusal = Refusal::Failed(error.to_string());
+            *broken = Some(error);
+            Reply::Refused(refusal)
+        }
+    }
+}
+
+/// Why a transfer ended without success: by the cluster, or because its node was not there.
+fn failure(refusal: Refusal, broken: Option<ClientError>) -> ClientError {
+    match (refusal, broken) {
+        (Refusal::Failed(_), Some(error)) => error,
+        (refusal, _) => refusal.into(),
     }
 }
 
@@ -236,6 +250,8 @@ struct Putting<'a> {
     unreadable: Option<(String, String)>,
     /// What the last target that failed said.
     failed: Option<String>,
+    /// How the connection to the node ended at last.
+    broken: Option<ClientError>,
 }
 
 impl Putting<'_> {
@@ -273,7 +289,7 @@ impl Putting<'_> {
             (None, Err(refusal @ Refusal::TooFewCopies { .. }), Some(why)) => {
                 Err(ClientError::Other(format!("{refusal}; at last {why}")))
             }
-            (None, end, _) => Ok(end?),
+            (None, end, _) => end.map_err(|refusal| failure(refusal, self.broken)),
         }
     }
 }
@@ -392,10 +408,12 @@ pub fn get(
     let now = || Time(started.elapsed().as_nanos() as u64);
     let mut download = Download::new(name.clone(), newest, stale, None, now());
     let mut files: Vec<Getting> = Vec::new();
+    let mut broken = None;
     loop {
         match download.poll_output() {
             Some(DownloadOutput::Request(request)) => {
-                let reply = nearest_first(ask(client, &request), client.addr());
+                let reply = ask(client, &request, &mut broken);
+                let reply = nearest_first(reply, client.addr());
                 download.handle_reply(now(), reply);
             }
             Some(DownloadOutput::Start(located)) => {
@@ -433,7 +451,7 @@ pub fn get(
             Some(DownloadOutput::Cancel(_)) => {}
             Some(DownloadOutput::Complain { source, blob }) => complain(&source, blob),
             Some(DownloadOutput::Done(end)) => {
-                let downloaded = end?;
+                let downloaded = end.map_err(|refusal| failure(refusal, broken))?;
                 files.into_iter().try_for_each(Getting::keep)?;
                 return Ok(downloaded);
             }

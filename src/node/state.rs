@@ -197,17 +197,20 @@ impl State {
                 if !self.jobs.has_room() {
                     return Outcome::Refused(too_many_jobs());
                 }
-                let inputs = match self.inputs(&dataset) {
-                    Ok(inputs) => inputs,
+                let blobs = match self.files_of(&dataset) {
+                    Ok(blobs) => blobs,
                     Err(refusal) => return Outcome::Refused(refusal),
                 };
-                if !self.jobs.has_room_for(inputs.len() as u64) {
-                    return Outcome::Refused(too_many_inputs(inputs.len()));
+                if !self.jobs.has_room_for(blobs.len() as u64) {
+                    return Outcome::Refused(too_many_inputs(blobs.len()));
                 }
+                // Whoever brings a list pins it, and who reads it last gives it up.
+                let inputs = match self.jobs.list_of(&blobs) {
+                    Some(list) => list,
+                    None => self.catalog.pin(&blobs, input).into(),
+                };
                 let jobs = &mut self.jobs;
-                let id = jobs.submit(&published, &dataset, batch, weight, at, inputs);
-                self.catalog.pin(jobs.pinned_blobs(id));
-                Outcome::Submitted(id)
+                Outcome::Submitted(jobs.submit(&published, &dataset, batch, weight, at, inputs))
             }
             JobCommand::Finished { tasks, at } => {
                 for task in &tasks {
@@ -222,7 +225,7 @@ impl State {
             JobCommand::Completed { job, at, accuracy } => {
                 let blobs: Vec<BlobId> = self.jobs.pinned_blobs(job).collect();
                 if self.jobs.complete(job, at, accuracy) {
-                    self.catalog.unpin(blobs);
+                    self.catalog.unpin(&blobs);
                 }
                 Outcome::Done
             }
@@ -242,8 +245,8 @@ impl State {
         }
     }
 
-    /// The inputs that `dataset` means now.
-    pub fn inputs(&self, dataset: &str) -> Result<Vec<Input>, Refusal> {
+    /// The bytes of the files that `dataset` means now, in natural order of their names.
+    fn files_of(&self, dataset: &str) -> Result<Vec<BlobId>, Refusal> {
         let found = self.catalog.matching(dataset);
         if found.is_empty() {
             return Err(Refusal::EmptyDataset(dataset.into()));
@@ -255,13 +258,16 @@ impl State {
                 INPUTS_MAX as u64,
             ));
         }
-        let input = |record: &VersionRecord| Input {
-            name: record.name.clone(),
-            blob: record.blob,
-            bytes: record.bytes,
-            digest: record.digest,
-        };
-        Ok(found.into_iter().map(input).collect())
+        Ok(found)
+    }
+}
+
+fn input(record: &VersionRecord) -> Input {
+    Input {
+        name: record.name.clone(),
+        blob: record.blob,
+        bytes: record.bytes,
+        digest: record.digest,
     }
 }
 

@@ -340,7 +340,7 @@ impl World {
             plan.batch,
             plan.weight,
             at,
-            rows,
+            rows.into(),
         );
         for (_, scheduler) in self.leaders.values_mut() {
             scheduler.handle_applied(&self.jobs);

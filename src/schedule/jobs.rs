@@ -279,8 +279,7 @@ impl Jobs {
         self.next = self.next.max(job.0.saturating_add(1));
     }
 
-    /// Starts a job over `inputs`, which are in natural order, and returns its number. Where
-    /// another unfinished job has the same inputs it takes that one's list.
+    /// Starts a job over `inputs`, which are in natural order, and returns its number.
     pub fn submit(
         &mut self,
         model: &Model,
@@ -288,12 +287,11 @@ impl Jobs {
         batch: u32,
         weight: u32,
         at: WallTime,
-        inputs: Vec<Input>,
+        inputs: Arc<[Input]>,
     ) -> JobId {
         let id = JobId(self.next);
         self.next += 1;
         self.revision += 1;
-        let inputs = self.shared(&inputs).unwrap_or_else(|| inputs.into());
         let job = Job {
             id,
             model: model.clone(),
@@ -319,12 +317,12 @@ impl Jobs {
         id
     }
 
-    /// The list of an unfinished job that is the same as `inputs`.
-    fn shared(&self, inputs: &[Input]) -> Option<Arc<[Input]>> {
-        // A blob is one version of one file.
+    /// The list of an unfinished job over these very versions, which another one over them is to
+    /// share.
+    pub fn list_of(&self, blobs: &[BlobId]) -> Option<Arc<[Input]>> {
         let same = |job: &&Job| {
-            let (own, other) = (job.inputs.iter(), inputs.iter());
-            own.map(|it| it.blob).eq(other.map(|it| it.blob))
+            let own = job.inputs.iter().map(|input| &input.blob);
+            job.inputs.len() == blobs.len() && own.eq(blobs)
         };
         let found = self.unfinished().find(same);
         found.map(|job| Arc::clone(&job.inputs))

@@ -46,7 +46,7 @@ fn the_result_file_is_quoted_ordered_and_holds_the_rows_so_far() {
     let mut jobs = Jobs::new();
     let mut list = inputs(4);
     list[0].name = FileName::new("a,\"b\".png").unwrap();
-    jobs.submit(&model("lenet"), "x", 1, 1, WallTime(0), list);
+    jobs.submit(&model("lenet"), "x", 1, 1, WallTime(0), list.into());
     let rows = vec![
         (3, Outcome::Error("line 1\nline 2".into())),
         (0, answer("cat, tabby")),
@@ -179,8 +179,13 @@ fn a_job_is_queued_then_in_progress_then_completed() {
 #[test]
 fn jobs_over_the_same_files_share_a_list_and_the_last_one_gives_up_their_bytes() {
     let mut jobs = Jobs::new();
-    let mut submit = |count| jobs.submit(&model("lenet"), "x", 1, 1, WallTime(0), inputs(count));
-    let ids = [submit(300), submit(2), submit(300)];
+    let submit = |jobs: &mut Jobs, count| {
+        let inputs = inputs(count);
+        let blobs: Vec<_> = inputs.iter().map(|input| input.blob).collect();
+        let inputs = jobs.list_of(&blobs).unwrap_or(inputs.into());
+        jobs.submit(&model("lenet"), "x", 1, 1, WallTime(0), inputs)
+    };
+    let ids = [300, 2, 300].map(|count| submit(&mut jobs, count));
     let list = |jobs: &Jobs, id: JobId| Arc::clone(&jobs.job(id).unwrap().inputs);
     assert!(Arc::ptr_eq(&list(&jobs, ids[0]), &list(&jobs, ids[2])));
     assert!(!Arc::ptr_eq(&list(&jobs, ids[0]), &list(&jobs, ids[1])));
@@ -197,7 +202,7 @@ fn jobs_over_the_same_files_share_a_list_and_the_last_one_gives_up_their_bytes()
     assert!(restored.complete(ids[0], WallTime(0), None));
     assert_eq!(ids.map(|id| pinned(&restored, id)), [0, 2, 300]);
     let without = crate::wire::encode(&restored).len();
-    restored.submit(&model("lenet"), "x", 1, 1, WallTime(0), inputs(300));
+    submit(&mut restored, 300);
     let more = crate::wire::encode(&restored).len() - without;
     assert!(
         more < 500,
@@ -220,7 +225,7 @@ fn the_newest_publication_holds_and_old_ones_stay_while_jobs_use_them() {
     let mut jobs = Jobs::new();
     assert_eq!(jobs.publish(model("resnet50")), Some(0));
     let old = jobs.model("resnet").unwrap().model.clone();
-    jobs.submit(&old, "x", 1, 1, WallTime(0), inputs(1));
+    jobs.submit(&old, "x", 1, 1, WallTime(0), inputs(1).into());
     let mut newer = model("resnet50");
     newer.digest = model("other").digest;
     assert_eq!(jobs.publish(newer.clone()), Some(1));
@@ -243,7 +248,7 @@ fn the_newest_publication_holds_and_old_ones_stay_while_jobs_use_them() {
 fn history_is_bounded() {
     let mut jobs = Jobs::new();
     for _ in 0..super::jobs::HISTORY_MAX + 2 {
-        let id = jobs.submit(&model("lenet"), "x", 1, 1, WallTime(0), Vec::new());
+        let id = jobs.submit(&model("lenet"), "x", 1, 1, WallTime(0), Arc::default());
         assert!(jobs.complete(id, WallTime(0), None));
     }
     assert_eq!(jobs.jobs().next().unwrap().id, JobId(2));

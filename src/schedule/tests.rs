@@ -41,7 +41,7 @@ pub fn one_job(count: u32, batch: u32) -> Jobs {
         batch,
         1,
         WallTime(0),
-        inputs(count),
+        inputs(count).into(),
     );
     jobs
 }

@@ -185,20 +185,20 @@ impl Catalog {
         records.filter_map(|blob| self.record(blob)).collect()
     }
 
-    /// The newest version of each file that the data set `pattern` means, in natural
-    /// order. Result files of jobs and deleted files never match.
-    pub fn matching(&self, pattern: &str) -> Vec<&VersionRecord> {
-        let mut found: Vec<&VersionRecord> = self.matching_after(pattern, None).collect();
-        let pattern = Pattern::new(pattern);
-        let numbered = found.iter();
-        let numbered = numbered.map(|it| Some((pattern.number(it.name.as_str())?, *it)));
+    /// The bytes of the newest version of each file that the data set `pattern` means, in
+    /// natural order. Result files of jobs and deleted files never match.
+    pub fn matching(&self, pattern: &str) -> Vec<BlobId> {
+        let numbers = Pattern::new(pattern);
+        let files = || self.files_after(pattern, None);
+        let numbered = files().map(|(name, blob)| Some((numbers.number(name.as_str())?, *blob)));
         // Mostly they are nothing but numbered.
         if let Some(mut numbered) = numbered.collect::<Option<Vec<(u64, _)>>>() {
             numbered.sort_unstable_by_key(|(number, _)| *number);
-            return numbered.into_iter().map(|(_, record)| record).collect();
+            return numbered.into_iter().map(|(_, blob)| blob).collect();
         }
-        found.sort_by(|a, b| compare_natural(a.name.as_str(), b.name.as_str()));
-        found
+        let mut found: Vec<(&FileName, &BlobId)> = files().collect();
+        found.sort_by(|(a, _), (b, _)| compare_natural(a.as_str(), b.as_str()));
+        found.into_iter().map(|(_, blob)| *blob).collect()
     }
 
     /// The same in the order of the names' bytes, from the first one after `after` on.
@@ -207,6 +207,16 @@ impl Catalog {
         pattern: &str,
         after: Option<&FileName>,
     ) -> impl Iterator<Item = &'a VersionRecord> {
+        let files = self.files_after(pattern, after);
+        files.filter_map(|(_, blob)| self.record(blob))
+    }
+
+    /// The names of the data set `pattern` after `after`, and the bytes of their newest versions.
+    fn files_after<'a>(
+        &'a self,
+        pattern: &str,
+        after: Option<&FileName>,
+    ) -> impl Iterator<Item = (&'a FileName, &'a BlobId)> {
         let pattern = Pattern::new(pattern);
         // Names are sorted, so those with the stem stand together.
         let start = match FileName::new(pattern.stem()) {
@@ -223,30 +233,50 @@ impl Catalog {
             .flatten()
             .take_while(move |(name, _)| name.as_str().starts_with(pattern.stem()))
             .filter(move |(name, _)| pattern.matches(name.as_str()) && !name.is_reserved())
-            .filter_map(|(_, file)| self.record(file.versions.last()?))
+            .filter_map(|(name, file)| Some((name, file.versions.last()?)))
     }
 
     /// Keeps these blobs known, though their files be deleted, until as many
-    /// [`Catalog::unpin`]s. Unknown ones are left out.
-    pub fn pin(&mut self, blobs: impl IntoIterator<Item = BlobId>) {
-        for blob in blobs {
-            if let Some(record) = self.blobs.get_mut(&blob) {
-                record.pins += 1;
-            }
-        }
+    /// [`Catalog::unpin`]s, and gives what `of` makes of each. Unknown ones are left out.
+    pub fn pin<T>(&mut self, blobs: &[BlobId], of: impl Fn(&VersionRecord) -> T) -> Vec<T> {
+        let mut made = Vec::with_capacity(blobs.len());
+        self.each(blobs, |record| {
+            record.pins += 1;
+            made.push(of(record));
+        });
+        made
     }
 
     /// Takes back one [`Catalog::pin`] of each of these blobs.
-    pub fn unpin(&mut self, blobs: impl IntoIterator<Item = BlobId>) {
-        for blob in blobs {
-            let Some(record) = self.blobs.get_mut(&blob) else {
-                continue;
-            };
+    pub fn unpin(&mut self, blobs: &[BlobId]) {
+        let mut forgotten = Vec::new();
+        self.each(blobs, |record| {
             record.pins = record.pins.saturating_sub(1);
             if record.pins == 0 && !record.named {
-                self.blobs.remove(&blob);
-                self.touch(blob);
+                forgotten.push(record.blob);
             }
+        });
+        for blob in forgotten {
+            self.blobs.remove(&blob);
+            self.touch(blob);
+        }
+    }
+
+    /// Visits what is known of `blobs`. Those of a data set mostly came one after another, and
+    /// then stand so: a run of them is walked, which takes a third of the time of finding each.
+    fn each(&mut self, blobs: &[BlobId], mut visit: impl FnMut(&mut VersionRecord)) {
+        let mut rest = blobs;
+        while let Some(first) = rest.first() {
+            let mut run = 0;
+            for (wanted, (blob, record)) in rest.iter().zip(self.blobs.range_mut(first..)) {
+                if wanted != blob {
+                    break;
+                }
+                visit(record);
+                run += 1;
+            }
+            // An unknown one is passed over.
+            rest = &rest[run.max(1)..];
         }
     }
 

@@ -57,7 +57,18 @@ fn each_mistake_gets_its_own_words() {
         .unwrap()
         .local_addr()
         .unwrap();
-    assert_eq!(dlc(free, dir, &["list_mem"]).status, 2, "no node there");
+    for words in [
+        &["list_mem"][..],
+        &["put", "in", "f"],
+        &["get", "f", "out"],
+        &["get-versions", "f", "2", "out"],
+        &["upload_data", "in", "3"],
+        &["download_data", "in", "."],
+    ] {
+        let said = dlc(free, dir, words);
+        assert_eq!(said.status, 2, "no node there: {words:?}: {said:?}");
+        assert!(said.stderr.contains("no node answers"), "{said:?}");
+    }
 
     // A port in use, a data directory in use, a name in use.
     let taken = cluster.nodes["n1"].addr.to_string();

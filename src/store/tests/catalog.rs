@@ -27,7 +27,7 @@ fn only_the_newest_versions_are_kept_where_that_is_asked_for() {
     for number in 0..4 {
         catalog.apply(&put("a", blob(1, number), &[1]));
     }
-    catalog.pin([blob(1, 1)]);
+    catalog.pin(&[blob(1, 1)], |_| ());
     catalog.apply(&CatalogCommand::Keep(Some(2)));
     let kept = |catalog: &Catalog| -> Vec<u64> {
         let versions = catalog.versions(&name("a"), 9).into_iter();
@@ -44,7 +44,7 @@ fn only_the_newest_versions_are_kept_where_that_is_asked_for() {
     catalog.apply(&CatalogCommand::Keep(None));
     catalog.apply(&put("a", blob(1, 10), &[1]));
     assert_eq!(kept(&catalog), [5, 4, 3]);
-    catalog.unpin([blob(1, 1)]);
+    catalog.unpin(&[blob(1, 1)]);
     assert_eq!(catalog.record(&blob(1, 1)), None);
 }
 
@@ -143,11 +143,31 @@ fn replica_changes_reach_known_blobs_only() {
 }
 
 #[test]
+fn each_of_many_is_pinned_once_in_whatever_order_they_came() {
+    let mut catalog = Catalog::new();
+    let wanted = [3, 4, 5, 9, 0, 1, 7, 6, 20, 2];
+    for number in wanted.iter().filter(|number| **number != 7) {
+        catalog.apply(&put(&format!("x{number}"), blob(1, *number), &[1]));
+    }
+    catalog.apply(&put("y", blob(1, 8), &[1]));
+    let blobs = wanted.map(|number| blob(1, number));
+    let pinned = catalog.pin(&blobs, |record| record.blob.counter);
+    assert_eq!(pinned, [3, 4, 5, 9, 0, 1, 6, 20, 2], "7 is unknown");
+    let pins = |catalog: &Catalog| -> Vec<u32> { catalog.records().map(|it| it.pins).collect() };
+    assert_eq!(pins(&catalog), [1, 1, 1, 1, 1, 1, 1, 0, 1, 1]);
+    catalog.apply(&CatalogCommand::Delete(name("x4")));
+    catalog.unpin(&blobs);
+    assert_eq!(catalog.record(&blob(1, 4)), None);
+    assert_eq!(pins(&catalog), [0; 9]);
+    catalog.check_invariants();
+}
+
+#[test]
 fn pinned_bytes_outlive_their_file() {
     let mut catalog = Catalog::new();
     catalog.apply(&put("a", blob(1, 0), &[1, 2]));
-    catalog.pin([blob(1, 0), blob(8, 8)]);
-    catalog.pin([blob(1, 0)]);
+    catalog.pin(&[blob(1, 0), blob(8, 8)], |_| ());
+    catalog.pin(&[blob(1, 0)], |_| ());
     catalog.apply(&CatalogCommand::Delete(name("a")));
     assert_eq!(catalog.newest(&name("a")), None);
     catalog.apply(&change(blob(1, 0), &[3], &[1]));
@@ -159,20 +179,20 @@ fn pinned_bytes_outlive_their_file() {
         "not put again"
     );
     assert_eq!(catalog.newest(&name("a")), None);
-    catalog.unpin([blob(1, 0)]);
+    catalog.unpin(&[blob(1, 0)]);
     assert!(
         catalog.record(&blob(1, 0)).is_some(),
         "another job reads it"
     );
     catalog.check_invariants();
-    catalog.unpin([blob(1, 0)]);
+    catalog.unpin(&[blob(1, 0)]);
     assert_eq!(catalog.record(&blob(1, 0)), None);
     catalog.check_invariants();
 
     catalog.apply(&put("b", blob(1, 1), &[1]));
-    catalog.pin([blob(1, 1)]);
-    catalog.unpin([blob(1, 1)]);
-    catalog.unpin([blob(1, 1)]);
+    catalog.pin(&[blob(1, 1)], |_| ());
+    catalog.unpin(&[blob(1, 1)]);
+    catalog.unpin(&[blob(1, 1)]);
     assert!(
         catalog.newest(&name("b")).is_some(),
         "the file still names it"
@@ -198,9 +218,9 @@ fn a_data_set_lists_newest_versions_in_natural_order() {
     catalog.apply(&put("lenet3.png", blob(2, 1), &[1]));
     catalog.apply(&CatalogCommand::Delete(name("lenet3.png")));
     let found = |pattern: &str| -> Vec<(String, BlobId)> {
-        let records = catalog.matching(pattern);
-        let pair = |record: &&crate::store::VersionRecord| (record.name.to_string(), record.blob);
-        records.iter().map(pair).collect()
+        let blobs = catalog.matching(pattern);
+        let name = |blob: &BlobId| catalog.record(blob).expect("known").name.to_string();
+        blobs.iter().map(|blob| (name(blob), *blob)).collect()
     };
     let expected = [
         ("lenet2.png".to_string(), blob(2, 0)),
@@ -336,8 +356,8 @@ proptest! {
             let (command, expected) = model.step(step);
             match (step, command) {
                 (_, Some(command)) => prop_assert_eq!(Some(catalog.apply(&command)), expected),
-                (Step::Pin(id), None) => catalog.pin([blob(1, u64::from(*id))]),
-                (Step::Unpin(id), None) => catalog.unpin([blob(1, u64::from(*id))]),
+                (Step::Pin(id), None) => drop(catalog.pin(&[blob(1, u64::from(*id))], |_| ())),
+                (Step::Unpin(id), None) => catalog.unpin(&[blob(1, u64::from(*id))]),
                 _ => unreachable!("only pins are no commands"),
             }
             catalog.check_invariants();

@@ -401,7 +401,7 @@ fn pinned_blobs_of_deleted_files_are_repaired_and_forgotten_ones_are_not() {
     let mut catalog = Catalog::new();
     catalog.apply(&put("a", blob(1, 0), &[0]));
     catalog.apply(&put("b", blob(1, 1), &[0]));
-    catalog.pin([blob(1, 0)]);
+    catalog.pin(&[blob(1, 0)], |_| ());
     let live = view(1, &[0, 1], &[]);
     let mut repair = Repair::new(Term(1));
     assert_eq!(

@@ -82,13 +82,13 @@ fn a_deleted_file_goes_at_once_and_a_pinned_one_with_its_pin() {
     }
     node.apply(2, &put("a", blob(2, 0), &[ME]));
     node.apply(2, &put("b", blob(2, 1), &[ME]));
-    node.catalog.pin([blob(2, 1)]);
+    node.catalog.pin(&[blob(2, 1)], |_| ());
     assert_eq!(
         node.apply(2, &CatalogCommand::Delete(name("a"))),
         [blob(2, 0)]
     );
     assert_eq!(node.apply(2, &CatalogCommand::Delete(name("b"))), []);
-    node.catalog.unpin([blob(2, 1)]);
+    node.catalog.unpin(&[blob(2, 1)]);
     assert_eq!(node.apply(2, &OTHER), [blob(2, 1)]);
 }
 

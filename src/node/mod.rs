@@ -533,6 +533,10 @@ impl Node {
 
     fn handle_leader(&mut self, term: Term, leader: Option<Server>) {
         let now = self.now;
+        match &leader {
+            Some(leader) => log::info!("{} is the coordinator, term {}", leader.node, term.0),
+            None => log::info!("no coordinator is known, term {}", term.0),
+        }
         self.worker
             .handle_leader(now, term, leader.as_ref().map(|leader| leader.node.clone()));
         if leader.as_ref() == Some(&self.me) && self.leading.is_none() {

@@ -1,5 +1,8 @@
 //! `train`: moves the model files of a node's model directory into SDFS, publishes
 //! them, and waits until every live node has them loaded.
+//!
+//! Decides: that what was published before takes its place again where a node cannot load the
+//! new network. Leaves to others: what nodes load, and when they try again (`node`).
 
 use std::time::Duration;
 
@@ -9,7 +12,7 @@ use super::Answer;
 use super::client::{Client, ClientError};
 use super::transfer::{self, Content};
 use crate::types::{Digest, FileName, Version};
-use crate::wire::client::{LocalModel, Reply, Request};
+use crate::wire::client::{LocalModel, ModelState, Refusal, Reply, Request};
 use crate::wire::schedule::Model;
 
 /// Time between two looks at how far the nodes are.
@@ -34,6 +37,14 @@ pub fn train(client: &mut Client, only: Option<&str>) -> Result<Answer, ClientEr
             known.join(", ")
         )));
     }
+    let mut before = Vec::new();
+    for model in &wanted {
+        match states(client, std::slice::from_ref(&model.name)) {
+            Ok(states) => before.extend(states),
+            Err(ClientError::Refused(Refusal::UnknownModel { .. })) => {}
+            Err(error) => return Err(error),
+        }
+    }
     let (mut published, mut weights_digests) = (Vec::new(), Vec::new());
     let mut skipped = Vec::new();
     for model in wanted {
@@ -57,7 +68,7 @@ pub fn train(client: &mut Client, only: Option<&str>) -> Result<Answer, ClientEr
             reasons.join("; ")
         )));
     }
-    let versions = wait_until_loaded(client, &published)?;
+    let versions = wait_until_loaded(client, &published, &before)?;
     let mut text = String::from("Models are ready for inference");
     for (name, why) in &skipped {
         text.push_str(&format!("\nskipped {name}: {why}"));
@@ -98,12 +109,14 @@ fn publish(
         weights,
         digest: Model::digest_of(manifest_digest, weights_digest),
     };
-    let request = client.request_id();
-    match client.request(&Request::Publish {
-        request,
-        model: model.clone(),
-    })? {
-        Reply::Done => Ok((model, weights_digest)),
+    propose(client, &model)?;
+    Ok((model, weights_digest))
+}
+
+fn propose(client: &mut Client, model: &Model) -> Result<(), ClientError> {
+    let (request, model) = (client.request_id(), model.clone());
+    match client.request(&Request::Publish { request, model })? {
+        Reply::Done => Ok(()),
         _ => Err(client.unexpected()),
     }
 }
@@ -143,18 +156,44 @@ fn store(
     Ok(((name, receipts[0].version), digest))
 }
 
-fn wait_until_loaded(client: &mut Client, models: &[Model]) -> Result<Vec<u64>, ClientError> {
+/// How far these published models are.
+fn states(client: &mut Client, names: &[String]) -> Result<Vec<ModelState>, ClientError> {
+    match client.request(&Request::ModelStatus(names.to_vec()))? {
+        Reply::Models(states) => Ok(states),
+        _ => Err(client.unexpected()),
+    }
+}
+
+/// The versions of `models`, once every node has them. Where one cannot load one of them, what
+/// served in its place `before` is published again.
+fn wait_until_loaded(
+    client: &mut Client,
+    models: &[Model],
+    before: &[ModelState],
+) -> Result<Vec<u64>, ClientError> {
     let names: Vec<String> = models.iter().map(|model| model.name.clone()).collect();
     loop {
-        let Reply::Models(states) = client.request(&Request::ModelStatus(names.clone()))? else {
-            return Err(client.unexpected());
-        };
+        let states = states(client, &names)?;
         if let Some((state, (node, why))) =
             states.iter().find_map(|s| s.failed.first().map(|f| (s, f)))
         {
             let name = &state.model.name;
+            let failure = format!("model {name:?} could not be loaded on {node}: {why}");
+            let served = |old: &&ModelState| {
+                old.model.name == *name
+                    && old.model.digest != state.model.digest
+                    && !old.ready.is_empty()
+            };
+            let Some(old) = before.iter().find(served) else {
+                return Err(ClientError::Other(failure));
+            };
+            propose(client, &old.model).map_err(|error| {
+                let why =
+                    format!("{failure}; what was published before could not be again: {error}");
+                ClientError::Other(why)
+            })?;
             return Err(ClientError::Other(format!(
-                "model {name:?} could not be loaded on {node}: {why}"
+                "{failure}; what was published before serves on"
             )));
         }
         if states.len() == names.len() && states.iter().all(|state| state.waiting.is_empty()) {

@@ -134,6 +134,15 @@ fn a_network_that_no_node_can_load_is_refused_until_a_good_one_is_published() {
     cluster.ok("n2", &["infer", "columns", "bar.png", "2"]);
     wait_until("the job completes", PATIENCE, || completes(&cluster));
 
+    // A worse one does not take its place.
+    let archive = script::archive(FORWARD);
+    std::fs::write(dir.join("models/columns.pt"), script::archive(SINGLE)).unwrap();
+    let refused = cluster.refused("n1", &["train", "columns"]);
+    assert!(refused.contains("before serves on"), "{refused}");
+    cluster.ok("n2", &["infer", "columns", "bar.png", "2"]);
+    wait_until("the job completes", PATIENCE, || completes(&cluster));
+    std::fs::write(dir.join("models/columns.pt"), archive).unwrap();
+
     // Its files are deleted, and nobody has them in memory any more.
     for name in ["models/columns.pt", "models/columns.toml"] {
         cluster.ok("n1", &["delete", name]);

@@ -3,6 +3,8 @@
 //! Decides: when to ask, whom to grant, when enough have granted, when to stop leading.
 //! Leaves to others: what a leader does with its reign (`replication`).
 
+use std::time::Duration;
+
 use super::quorum::{majority, reached_by};
 use super::{Candidacy, Consensus, Content, Role};
 use crate::planted::{self, Bug};
@@ -22,6 +24,21 @@ impl Consensus {
             }
         };
         self.election_deadline = now + wait;
+    }
+
+    /// This server was at work for `span`, until now, and took in nothing. That it heard nobody
+    /// meanwhile is nobody's silence: whoever it waits for gets as much longer.
+    pub fn handle_standstill(&mut self, now: Time, span: Duration) {
+        let later = |heard: Time| now.min(heard + span);
+        self.leader_heard = self.leader_heard.map(later);
+        for progress in self.peers.values_mut() {
+            progress.answered = later(progress.answered);
+        }
+        if self.leader_lost.is_none() {
+            let latest = now + self.config.election_timeout_max;
+            let deadline = latest.min(self.election_deadline + span);
+            self.election_deadline = self.election_deadline.max(deadline);
+        }
     }
 
     /// The members know that the leader has failed: the standbys do not wait for its silence,

@@ -155,6 +155,7 @@ pub(super) struct Slot {
 
 enum Event {
     Deliver(Server, usize, Message),
+    StoodStill(usize, u64, Duration),
     DiskDone(usize, u64),
 }
 
@@ -475,6 +476,13 @@ impl Cluster {
         self.now = end;
     }
 
+    /// The server is at work for `span`; nothing is handled before.
+    pub(super) fn stall(&mut self, slot: usize, span: Duration) {
+        let (until, life) = (self.now + span, self.slots[slot].life);
+        self.slots[slot].paused_until = until;
+        self.schedule(until, Event::StoodStill(slot, life, span));
+    }
+
     fn timer(&self, slot: usize) -> Option<Time> {
         let place = &self.slots[slot];
         let at = place.core.as_ref()?.poll_timeout()?;
@@ -512,6 +520,11 @@ impl Cluster {
                     self.schedule(at, Event::Deliver(from, slot, message));
                 } else if !self.cut.contains(&(slot_of(&from), slot)) {
                     self.act(slot, |core, now| core.handle_message(now, from, message));
+                }
+            }
+            Event::StoodStill(slot, life, span) => {
+                if self.slots[slot].life == life && self.is_up(slot) {
+                    self.act(slot, |core, now| core.handle_standstill(now, span));
                 }
             }
             Event::DiskDone(slot, life) => {

@@ -60,7 +60,13 @@ fn upset(cluster: &mut Cluster) {
             }
             cluster.tell_members(&live);
         }
-        11 => cluster.slots[slot].paused_until = cluster.now + ms(cluster.rng.below(2000)),
+        11 => {
+            let span = ms(cluster.rng.below(2000));
+            match cluster.rng.chance(50) {
+                true => cluster.stall(slot, span),
+                false => cluster.slots[slot].paused_until = cluster.now + span,
+            }
+        }
         _ => {
             for _ in 0..4 {
                 disturb_voters(cluster);
@@ -216,6 +222,38 @@ fn nothing_breaks_in_random_storms() {
     // A storm in which nothing happens shows nothing.
     let enough = chosen > 100 * seeds && reads > 20 * seeds && voters > 3 * seeds;
     assert!(enough && 2 * restored > seeds, "{happened}");
+}
+
+/// Whether the leader goes on after an entry that takes everybody long to apply, its own machine a
+/// little longer than the others.
+fn survives_long_work(seed: u64, is_told: bool) -> bool {
+    let mut cluster = Cluster::grown(5, 5, seed);
+    let leader = cluster.leader().expect("a leader");
+    let term = cluster.core(leader).term();
+    let work = ms(300) + ms(cluster.rng.below(1500));
+    for slot in 0..5 {
+        let own = match slot == leader {
+            true => work + ms(250),
+            false => work - ms(cluster.rng.below(100)),
+        };
+        match is_told {
+            true => cluster.stall(slot, own),
+            false => cluster.slots[slot].paused_until = cluster.now + own,
+        }
+    }
+    cluster.run(ms(5000));
+    cluster.leader() == Some(leader) && cluster.core(leader).term() == term
+}
+
+#[test]
+fn work_that_all_do_at_once_deposes_nobody() {
+    let survived = |is_told| {
+        (0..200)
+            .filter(|seed| survives_long_work(*seed, is_told))
+            .count()
+    };
+    assert_eq!(survived(true), 200);
+    assert!(survived(false) < 150, "it would not be noticed");
 }
 
 #[test]

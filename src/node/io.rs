@@ -4,6 +4,7 @@
 //! arm is one device call or one send; the driver matches them without a wildcard.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use crate::consensus::{LogWrite, Recovered};
 use crate::types::{BlobId, ClusterId, Digest, JobId, Member, Server, View, WallTime};
@@ -133,6 +134,9 @@ pub enum Input {
         /// Why not.
         result: Result<(), LoadFailure>,
     },
+    /// For so long, until now, the driver took in nothing: what follows from the last inputs took
+    /// that long. It comes before whatever has waited meanwhile.
+    StoodStill(Duration),
     /// The clock has reached `poll_timeout`.
     Timeout,
 }

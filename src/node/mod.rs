@@ -229,6 +229,7 @@ impl Node {
             } => {
                 self.handle_loaded(name, digest, result);
             }
+            Input::StoodStill(span) => self.consensus.handle_standstill(now, span),
             Input::Timeout => {
                 self.consensus.handle_timeout(now);
                 self.worker.handle_timeout(now);

@@ -40,6 +40,9 @@ pub(super) const ASKS_MAX: usize = 256;
 /// Events of membership that wait; membership keeps the others.
 pub(super) const EVENTS_MAX: usize = 16;
 const NAP: Duration = Duration::from_secs(1);
+/// From this on the core is told how long it took for its work: to apply an entry about a million
+/// files takes a large part of an election timeout.
+const STANDSTILL: Duration = Duration::from_millis(50);
 
 enum Waiting {
     Reply(Sender<Reply>),
@@ -115,9 +118,18 @@ impl Coordinator {
     /// Runs until the process stops.
     pub(super) fn run(mut self) -> Result<(), String> {
         let clock = self.shared.clock;
+        let mut woken = clock.now();
         loop {
             self.carry_out()?;
-            match self.next() {
+            let now = clock.now();
+            let span = now.since(woken);
+            if span >= STANDSTILL {
+                self.node.handle(now, Input::StoodStill(span));
+                self.carry_out()?;
+            }
+            let next = self.next();
+            woken = clock.now();
+            match next {
                 ControlFlow::Break(()) => return Ok(()),
                 ControlFlow::Continue(Some(input)) => self.node.handle(clock.now(), input),
                 ControlFlow::Continue(None) => {}

@@ -131,7 +131,8 @@ pub struct Host {
     pub running: Running,
     /// The clock of this life.
     pub clock: Clock,
-    paused: bool,
+    /// Since when it is paused.
+    paused: Option<Time>,
     deferred: VecDeque<Action>,
     /// Evicted or left for good: not started again.
     pub retired: bool,
@@ -151,7 +152,7 @@ impl Host {
             life: 0,
             running: Running::Nothing,
             clock: Clock::start(Time(0), random),
-            paused: false,
+            paused: None,
             deferred: VecDeque::new(),
             retired: false,
             full: (0, Time(0)),
@@ -166,12 +167,12 @@ impl Host {
 
     /// Whether the process is paused.
     pub fn is_paused(&self) -> bool {
-        self.paused
+        self.paused.is_some()
     }
 
     /// Whether a process runs and is not paused.
     pub fn is_active(&self) -> bool {
-        self.is_running() && !self.paused
+        self.is_running() && self.paused.is_none()
     }
 
     /// Keeps an event for when the process goes on; timers are looked at anew then.
@@ -236,7 +237,7 @@ impl Sim {
         let random = &mut self.streams.processes;
         let host = &mut self.hosts[id];
         host.life += 1;
-        host.paused = false;
+        host.paused = None;
         host.deferred.clear();
         host.clock = Clock::start(now, random);
         let seed = random.next_u64();
@@ -332,7 +333,7 @@ impl Sim {
         self.trace.note(self.now, id, kind, String::new);
         let process = std::mem::replace(&mut self.hosts[id].running, Running::Nothing);
         let host = &mut self.hosts[id];
-        host.paused = false;
+        host.paused = None;
         host.deferred.clear();
         host.disk.crash(&mut self.streams.devices);
         self.connections_of_dead(id);
@@ -348,15 +349,17 @@ impl Sim {
     pub fn pause(&mut self, id: HostId) {
         if self.hosts[id].is_active() {
             self.trace.note(self.now, id, "pause", String::new);
-            self.hosts[id].paused = true;
+            self.hosts[id].paused = Some(self.now);
         }
     }
 
-    /// Lets the process go on.
+    /// Lets the process go on. It may have been stopped while it worked: then it knows for how long.
     pub fn resume(&mut self, id: HostId) {
-        if self.hosts[id].is_paused() {
+        if let Some(since) = self.hosts[id].paused.take() {
             self.trace.note(self.now, id, "resume", String::new);
-            self.hosts[id].paused = false;
+            if id < self.nodes && self.streams.processes.chance(50) {
+                self.handle_coord(id, Input::StoodStill(self.now.since(since)));
+            }
             let life = self.life(id);
             self.catch_up(life);
         }

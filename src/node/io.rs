@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::consensus::{LogWrite, Recovered};
+use crate::schedule::jobs::Job;
 use crate::types::{BlobId, ClusterId, Digest, JobId, Member, Server, View, WallTime};
 use crate::wire::client::{Reply, Request};
 use crate::wire::peer::PeerMessage;
@@ -167,14 +168,15 @@ pub enum Output {
     Persist(LogWrite),
     /// Copy these blobs from one of their sources to this node's disk, checked and fsynced; then `Fetched`.
     Fetch(Vec<Located>),
-    /// Write these bytes to this node's disk as a blob and fsync; then `Written`.
+    /// Write the result file of this job ([`Job::csv`]) to this node's disk as a blob and fsync;
+    /// then `Written`. To put its rows together is work for another thread too.
     Write {
         /// The blob's id.
         blob: BlobId,
         /// The SDFS name, kept beside the bytes.
         name: crate::types::FileName,
-        /// The bytes.
-        bytes: Vec<u8>,
+        /// The job with all its rows.
+        job: Box<Job>,
     },
     /// Remove these blobs from this node's disk. No answer.
     Remove(Vec<BlobId>),

@@ -156,16 +156,21 @@ impl Node {
     }
 
     fn write_result(&mut self, job: JobId, name: FileName) {
-        let Some(bytes) = self.state.jobs.csv(job) else {
+        let Some(content) = self.state.jobs.job(job) else {
             return;
         };
+        let content = Box::new(content.clone());
         let Some(leading) = &mut self.leading else {
             return;
         };
         let blob = leading.uploads.next_blob();
         leading.results.jobs.insert(job, (blob, Stage::Writing));
-        self.outputs
-            .push_back(super::io::Output::Write { blob, name, bytes });
+        let order = super::io::Output::Write {
+            blob,
+            name,
+            job: content,
+        };
+        self.outputs.push_back(order);
     }
 
     /// The leader's own copy is written, or its disk failed.

@@ -431,11 +431,6 @@ impl Jobs {
         Some(self.jobs.get(&job)?.stats(now, assigned))
     }
 
-    /// The result file so far; see [`Job::csv`].
-    pub fn csv(&self, job: JobId) -> Option<Vec<u8>> {
-        Some(self.jobs.get(&job)?.csv())
-    }
-
     /// The rows of the inputs `from .. from + count` that have one, in that order; none once
     /// the job has ended.
     pub fn rows(&self, job: JobId, from: u32, count: u32) -> Option<Vec<Row>> {

@@ -58,7 +58,7 @@ fn the_result_file_is_quoted_ordered_and_holds_the_rows_so_far() {
         digit2.png,7,0.250000,\n\
         digit3.png,,,\"line 1\nline 2\"\n";
     assert_eq!(
-        String::from_utf8(jobs.csv(JobId(0)).unwrap()).unwrap(),
+        String::from_utf8(jobs.job(JobId(0)).unwrap().csv()).unwrap(),
         expected
     );
     let names = |rows: Vec<crate::wire::client::Row>| -> Vec<String> {

@@ -274,8 +274,8 @@ impl Coordinator {
                         self.refuse(Input::Fetched(failed.collect()));
                     }
                 }
-                Output::Write { blob, name, bytes } => {
-                    let order = Keep::Write { blob, name, bytes };
+                Output::Write { blob, name, job } => {
+                    let order = Keep::Write { blob, name, job };
                     if self.devices.disk.try_send(order).is_err() {
                         let result = Err("the disk is busy".into());
                         self.refuse(Input::Written { blob, result });

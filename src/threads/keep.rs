@@ -14,6 +14,7 @@ use super::Shared;
 use crate::consensus::LogWrite;
 use crate::disk::{Blobs, DataDirectory, DiskError, Journal};
 use crate::node::io::Input;
+use crate::schedule::jobs::Job;
 use crate::types::{BlobId, ClusterId, Digest, FileName, Incarnation};
 
 /// Log writes that wait; consensus never has more than two under way.
@@ -25,14 +26,14 @@ pub(super) const KEEPS_MAX: usize = 64;
 
 /// What the disk thread does.
 pub(super) enum Keep {
-    /// Write a blob, then report `Written`.
+    /// Write a job's result file, then report `Written`.
     Write {
         /// Its id.
         blob: BlobId,
         /// The SDFS name.
         name: FileName,
-        /// Its content.
-        bytes: Vec<u8>,
+        /// The job with all its rows.
+        job: Box<Job>,
     },
     /// Remove blobs.
     Remove(Vec<BlobId>),
@@ -82,8 +83,9 @@ pub(super) fn run_disk(
     let noted = |result: Result<(), DiskError>| result.map_err(|error| error.to_string());
     for order in orders {
         match order {
-            Keep::Write { blob, name, bytes } => {
-                let result = write(&blobs, blob, &name, &bytes).map_err(|error| error.to_string());
+            Keep::Write { blob, name, job } => {
+                let written = write(&blobs, blob, &name, &job.csv());
+                let result = written.map_err(|error| error.to_string());
                 if results.send(Input::Written { blob, result }).is_err() {
                     break;
                 }

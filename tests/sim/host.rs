@@ -700,11 +700,7 @@ impl Sim {
             }
             Output::Persist(write) => self.write_log(id, write),
             Output::Fetch(blobs) => self.fetch(id, blobs),
-            Output::Write {
-                blob,
-                name: _,
-                bytes,
-            } => self.write_result(id, blob, bytes),
+            Output::Write { blob, name: _, job } => self.write_result(id, blob, job.csv()),
             Output::Remove(blobs) => {
                 self.trace
                     .note(self.now, id, "remove", || format!("{blobs:?}"));

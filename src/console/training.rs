@@ -11,7 +11,7 @@ use serde_json::json;
 use super::Answer;
 use super::client::{Client, ClientError};
 use super::transfer::{self, Content};
-use crate::types::{Digest, FileName, Version};
+use crate::types::{BlobId, Digest, FileName};
 use crate::wire::client::{LocalModel, ModelState, Refusal, Reply, Request};
 use crate::wire::schedule::Model;
 
@@ -127,7 +127,7 @@ fn store(
     weights: bool,
     name: &str,
     bytes: u64,
-) -> Result<((FileName, Version), Digest), ClientError> {
+) -> Result<((FileName, BlobId), Digest), ClientError> {
     let name = FileName::new(name)?;
     let mut content = Vec::with_capacity(bytes as usize);
     loop {
@@ -146,14 +146,14 @@ fn store(
     if let Ok(newest) = transfer::locate(client, &name)
         && newest.digest == digest
     {
-        return Ok(((name, newest.version), digest));
+        return Ok(((name, newest.blob), digest));
     }
     let receipts = transfer::put(
         client,
         vec![(name.clone(), Content::Bytes(content.into()))],
         None,
     )?;
-    Ok(((name, receipts[0].version), digest))
+    Ok(((name, receipts[0].blob), digest))
 }
 
 /// How far these published models are.

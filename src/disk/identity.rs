@@ -17,7 +17,7 @@ use crate::types::{ClusterId, Incarnation, NodeId, StorageId};
 
 /// Content of the file `format`: the version of the layout.
 const ADDRESS: &str = "address";
-const FORMAT: &str = "dlc data directory, format 3\n";
+const FORMAT: &str = "dlc data directory, format 4\n";
 /// Most member addresses that are kept; the newest list replaces the older one.
 const MEMBERS_MAX: usize = 1000;
 

@@ -415,6 +415,7 @@ impl Node {
                         Receipt {
                             file: file.name.clone(),
                             version,
+                            blob: file.blob,
                             bytes: file.bytes,
                             digest: file.digest,
                             replicas: file

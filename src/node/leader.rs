@@ -493,14 +493,7 @@ impl Node {
                 Err(Refusal::BadArgument(why.into()))
             }
             Request::Keep { newest, .. } => Ok(Change::Catalog(CatalogCommand::Keep(*newest))),
-            Request::Publish { model, .. } => {
-                for (name, _) in [&model.manifest, &model.weights] {
-                    if self.state.catalog.newest(name).is_none() {
-                        return Err(Refusal::NotFound(name.clone()));
-                    }
-                }
-                Ok(Change::Job(JobCommand::Publish(model.clone())))
-            }
+            Request::Publish { model, .. } => Ok(Change::Job(JobCommand::Publish(model.clone()))),
             Request::Control { job, control, .. } => {
                 if let JobControl::Weight(weight) = control {
                     in_range("weight", *weight, WEIGHT_MAX)?;

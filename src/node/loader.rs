@@ -123,14 +123,16 @@ fn key(model: &Model) -> Key {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{FileName, Version};
+    use crate::types::{BlobId, FileName, Term};
 
     fn model(name: &str, content: &str) -> Model {
         let file = FileName::new("models/m").expect("a valid name");
+        let (term, counter) = (Term(1), 0);
+        let blob = BlobId { term, counter };
         Model {
             name: name.into(),
-            manifest: (file.clone(), Version(0)),
-            weights: (file, Version(0)),
+            manifest: (file.clone(), blob),
+            weights: (file, blob),
             digest: Digest::of(content.as_bytes()),
         }
     }

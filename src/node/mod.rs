@@ -571,20 +571,20 @@ impl Node {
     fn handle_loaded(&mut self, name: String, digest: Digest, result: Result<(), LoadFailure>) {
         let publication = self.loader.handle_loaded(self.now, &name, digest, &result);
         let result = result.map_err(|failure| failure.reason().to_string());
+        if let Err(why) = &result {
+            log::warn!("model {name} could not be loaded: {why}");
+        }
         let now = self.now;
         let worker = &mut self.worker;
         worker.handle_model_loaded(now, &name, digest, publication, result);
     }
 
     fn load(&mut self, model: Model) {
-        let find = |(name, version): &(crate::types::FileName, crate::types::Version)| {
-            let versions = self.state.catalog.versions(name, u64::MAX);
-            versions
-                .into_iter()
-                .find(|record| record.version == *version)
-                .map(|record| self.located(record))
+        let find = |blob: &BlobId| {
+            let record = self.state.catalog.record(blob)?;
+            Some(self.located(record))
         };
-        match (find(&model.manifest), find(&model.weights)) {
+        match (find(&model.manifest.1), find(&model.weights.1)) {
             (Some(manifest), Some(weights)) => {
                 let Model { name, digest, .. } = model;
                 let files = ModelFiles {
@@ -598,7 +598,7 @@ impl Node {
             }
             _ => {
                 let why = format!(
-                    "its files in SDFS were deleted: run `train {}` again",
+                    "its files are gone from SDFS: run `train {}` again",
                     model.name
                 );
                 let result = Err(LoadFailure::Unread(why));

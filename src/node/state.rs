@@ -4,7 +4,7 @@
 //! request is not carried out twice. The same on every member. Leaves to others: what
 //! may be proposed (the leader's parts), and how entries get here (`consensus`).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -17,7 +17,7 @@ use crate::types::{BlobId, FileName, Index, JobId, RequestId, Term, Version};
 use crate::wire::WireError;
 use crate::wire::client::{JobStatus, Refusal};
 use crate::wire::peer::{Change, Command};
-use crate::wire::schedule::{Input, JobCommand};
+use crate::wire::schedule::{Input, JobCommand, Model};
 use crate::wire::store::CatalogCommand;
 
 /// Most answers kept for repeated requests, counted in files; the oldest go first. A
@@ -169,13 +169,7 @@ impl State {
 
     fn apply_job(&mut self, change: JobCommand) -> Outcome {
         match change {
-            JobCommand::Publish(model) => match self.jobs.publish(model) {
-                Some(_) => Outcome::Done,
-                None => {
-                    let why = format!("{MODELS_MAX} models are published, which is the limit");
-                    Outcome::Refused(Refusal::BadArgument(why))
-                }
-            },
+            JobCommand::Publish(model) => self.publish(model),
             JobCommand::Submit {
                 model,
                 dataset,
@@ -224,12 +218,39 @@ impl State {
             },
             JobCommand::Completed { job, at, accuracy } => {
                 let blobs: Vec<BlobId> = self.jobs.pinned_blobs(job).collect();
+                let models = self.jobs.model_blobs();
                 if self.jobs.complete(job, at, accuracy) {
                     self.catalog.unpin(&blobs);
+                    self.pin_models(&models);
                 }
                 Outcome::Done
             }
         }
+    }
+
+    fn publish(&mut self, model: Model) -> Outcome {
+        let files = [&model.manifest, &model.weights];
+        let gone = |(_, blob): &&&(FileName, BlobId)| self.catalog.record(blob).is_none();
+        if let Some((name, _)) = files.iter().find(gone) {
+            return Outcome::Refused(Refusal::NotFound(name.clone()));
+        }
+        let before = self.jobs.model_blobs();
+        if self.jobs.publish(model).is_none() {
+            let why = format!("{MODELS_MAX} models are published, which is the limit");
+            return Outcome::Refused(Refusal::BadArgument(why));
+        }
+        self.pin_models(&before);
+        Outcome::Done
+    }
+
+    /// Pins the networks' bytes that may be loaded now and not `before`, and gives up the others:
+    /// neither a deletion nor a newer version takes a network from those that start again.
+    fn pin_models(&mut self, before: &BTreeSet<BlobId>) {
+        let now = self.jobs.model_blobs();
+        let new: Vec<BlobId> = now.difference(before).copied().collect();
+        self.catalog.pin(&new, |_| ());
+        let gone: Vec<BlobId> = before.difference(&now).copied().collect();
+        self.catalog.unpin(&gone);
     }
 
     /// The refusal for a model that is not published.
@@ -290,7 +311,7 @@ fn too_many_inputs(count: usize) -> Refusal {
 mod tests {
     use super::*;
     use crate::types::{Digest, WallTime};
-    use crate::wire::schedule::{JobControl, Model};
+    use crate::wire::schedule::JobControl;
     use crate::wire::store::Upload;
 
     const FILES: u64 = 3;
@@ -306,8 +327,8 @@ mod tests {
         let file = |name: &str| FileName::new(name).expect("a name");
         state.jobs.publish(Model {
             name: "m".into(),
-            manifest: (file("m.toml"), Version(0)),
-            weights: (file("m.safetensors"), Version(0)),
+            manifest: (file("m.toml"), blob(100)),
+            weights: (file("m.safetensors"), blob(101)),
             digest: Digest::of(b"m"),
         });
         let upload = |counter: u64| Upload {
@@ -361,6 +382,64 @@ mod tests {
         assert_eq!(known(&state), FILES);
         end(&mut state, jobs[2]);
         assert_eq!(known(&state), 0);
+    }
+
+    #[test]
+    fn a_network_keeps_its_files_for_as_long_as_it_may_be_loaded() {
+        let mut state = stocked();
+        state.apply_catalog(&CatalogCommand::Keep(Some(1)));
+        let file = |name: &str| FileName::new(name).expect("a name");
+        // One more version of each of its files, and a publication.
+        let publish = |state: &mut State, first: u64| {
+            let files = [
+                (file("m.toml"), blob(first)),
+                (file("m.pt"), blob(first + 1)),
+            ];
+            let upload = |(name, blob): &(FileName, BlobId)| Upload {
+                name: name.clone(),
+                blob: *blob,
+                bytes: 1,
+                digest: Digest::of(b"x"),
+                replicas: Vec::new(),
+            };
+            let uploads = files.iter().map(upload).collect();
+            state.apply_catalog(&CatalogCommand::Put(uploads));
+            let [manifest, weights] = files;
+            state.apply_job(JobCommand::Publish(Model {
+                name: "m".into(),
+                manifest,
+                weights,
+                digest: Digest::of(&first.to_le_bytes()),
+            }))
+        };
+        let is_known = |state: &State, first: u64| {
+            let records = [first, first + 1].map(|counter| state.catalog.record(&blob(counter)));
+            records.iter().all(|record| record.is_some())
+        };
+        assert!(matches!(publish(&mut state, 10), Outcome::Done));
+        let old = state.jobs.model("m").map(|it| it.model.clone());
+        let job = submit(&mut state);
+        assert!(matches!(publish(&mut state, 20), Outcome::Done));
+        // It can take its place again, though `keep` leaves one version.
+        state.apply_job(JobCommand::Publish(old.expect("published")));
+        assert!(is_known(&state, 10) && is_known(&state, 20));
+        for first in [30, 40] {
+            publish(&mut state, first);
+        }
+        assert!(is_known(&state, 10), "a job needs it");
+        assert!(!is_known(&state, 20));
+        let mut state = State::decode(&state.encode()).expect("what was encoded");
+        end(&mut state, job);
+        assert!(!is_known(&state, 10));
+        assert!(is_known(&state, 30) && is_known(&state, 40));
+        let gone = Model {
+            name: "m".into(),
+            manifest: (file("m.toml"), blob(20)),
+            weights: (file("m.pt"), blob(21)),
+            digest: Digest::of(b"gone"),
+        };
+        let refused = state.apply_job(JobCommand::Publish(gone));
+        assert!(matches!(refused, Outcome::Refused(Refusal::NotFound(_))));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::jobs::Jobs;
 use super::worker::{Worker, WorkerOutput};
 use super::{Holders, ScheduleOutput, Scheduler};
 use crate::types::{
-    BlobId, Digest, FileName, Incarnation, JobId, NodeId, Rng, Term, Time, Version, WallTime,
+    BlobId, Digest, FileName, Incarnation, JobId, NodeId, Rng, Term, Time, WallTime,
 };
 use crate::wire::schedule::{
     Assignment, AssignmentId, FinishedTask, Input, JobControl, Model, Outcome, ScheduleMessage,
@@ -25,10 +25,12 @@ pub fn node(name: &str) -> NodeId {
 
 pub fn model(name: &str) -> Model {
     let file = |suffix: &str| FileName::new(&format!("{name}{suffix}")).expect("a name");
+    let (term, counter) = (Term(1), 0);
+    let blob = BlobId { term, counter };
     Model {
         name: name.into(),
-        manifest: (file(".toml"), Version(0)),
-        weights: (file(".safetensors"), Version(0)),
+        manifest: (file(".toml"), blob),
+        weights: (file(".safetensors"), blob),
         digest: Digest::of(name.as_bytes()),
     }
 }

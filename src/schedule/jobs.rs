@@ -47,6 +47,9 @@ pub struct Published {
     pub model: Model,
     /// Publications under this name so far, minus one.
     pub version: u64,
+    /// The network that this one took the place of: it is published again where this one turns
+    /// out to be none.
+    pub previous: Option<Model>,
 }
 
 /// One job.
@@ -244,8 +247,17 @@ impl Jobs {
         }
         let version = known.map_or(0, |published| published.version + 1);
         self.revision += 1;
-        self.models
-            .insert(model.name.clone(), Published { model, version });
+        let previous = self.models.remove(&model.name);
+        let previous = previous.and_then(|old| match old.model.digest == model.digest {
+            true => old.previous,
+            false => Some(old.model),
+        });
+        let published = Published {
+            model,
+            version,
+            previous,
+        };
+        self.models.insert(published.model.name.clone(), published);
         Some(version)
     }
 
@@ -272,6 +284,18 @@ impl Jobs {
             .map(|model| ((model.name.as_str(), model.digest), model))
             .collect();
         wanted.into_values().cloned().collect()
+    }
+
+    /// The bytes of the networks that may have to be loaded: those published, those before them,
+    /// and those of unfinished jobs.
+    pub fn model_blobs(&self) -> BTreeSet<BlobId> {
+        let published = self.models.values();
+        let published = published.flat_map(|it| [Some(&it.model), it.previous.as_ref()]);
+        let used = self.unfinished().map(|job| Some(&job.model));
+        let models = published.chain(used).flatten();
+        models
+            .flat_map(|model| [model.manifest.1, model.weights.1])
+            .collect()
     }
 
     /// Numbers the next job above `job`, of which only the result file is left.

@@ -261,6 +261,8 @@ pub struct Receipt {
     pub file: FileName,
     /// The version.
     pub version: Version,
+    /// Its bytes.
+    pub blob: BlobId,
     /// Length in bytes.
     pub bytes: u64,
     /// BLAKE3 of the bytes.
@@ -746,7 +748,7 @@ pub enum Refusal {
     #[error("no job {0}: `job_info` lists the jobs")]
     UnknownJob(JobId),
     /// The job has all its rows or was cancelled: nothing is left to be done with it.
-    #[error("job {0} has ended: it has its final result")]
+    #[error("job {0} has ended: its rows are final")]
     JobEnded(JobId),
     /// More requests than the node takes at once.
     #[error("the node is busy: try again")]

@@ -4,17 +4,17 @@
 use serde::{Deserialize, Serialize};
 
 use super::store::{Located, Target};
-use crate::types::{BlobId, Digest, FileName, JobId, NodeId, Term, Version, WallTime};
+use crate::types::{BlobId, Digest, FileName, JobId, NodeId, Term, WallTime};
 
 /// A network that `train` has published. The newest publication under a name holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Model {
     /// Its name, as in `infer NAME …`.
     pub name: String,
-    /// SDFS file and version of the manifest (`models/NAME.toml`).
-    pub manifest: (FileName, Version),
-    /// SDFS file and version of the weights.
-    pub weights: (FileName, Version),
+    /// SDFS file of the manifest (`models/NAME.toml`), and the bytes of the version that is meant.
+    pub manifest: (FileName, BlobId),
+    /// SDFS file of the weights, and the bytes of the version that is meant.
+    pub weights: (FileName, BlobId),
     /// Of the manifest and the weights: [`Model::digest_of`]. Nodes load a model anew when
     /// either changes.
     pub digest: Digest,

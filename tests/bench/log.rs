@@ -25,7 +25,7 @@ use dlc::consensus::{Entry, Payload};
 use dlc::console::client::{Client, ClientError};
 use dlc::node::state::State;
 use dlc::types::{
-    BlobId, Digest, FileName, Index, JobId, NodeId, Server, StorageId, Term, Version, WallTime,
+    BlobId, Digest, FileName, Index, JobId, NodeId, Server, StorageId, Term, WallTime,
 };
 use dlc::wire::client::{Refusal, Reply, Request};
 use dlc::wire::peer::{Change, Command};
@@ -147,7 +147,9 @@ fn fill(state: &mut State, files: u32) {
         let uploads = (first..first + 1000).map(upload).collect();
         apply(state, Change::Catalog(CatalogCommand::Put(uploads)));
     }
-    let file = (FileName::new("digit0.png").expect("a name"), Version(0));
+    let (term, counter) = (Term(1), 0);
+    let blob = BlobId { term, counter };
+    let file = (FileName::new("digit0.png").expect("a name"), blob);
     apply(
         state,
         Change::Job(JobCommand::Publish(Model {

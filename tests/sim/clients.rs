@@ -200,8 +200,8 @@ impl Sim {
                 };
                 let model = Model {
                     name: name.into(),
-                    manifest: (names.0, receipts[0].0.version),
-                    weights: (names.1, receipts[1].0.version),
+                    manifest: (names.0, receipts[0].0.blob),
+                    weights: (names.1, receipts[1].0.blob),
                     digest,
                 };
                 let request = Request::Publish {

@@ -148,6 +148,7 @@ impl World {
                 let receipt = |file: &crate::wire::store::Upload| Receipt {
                     file: file.name.clone(),
                     version: self.catalog.newest(&file.name).expect("put").version,
+                    blob: file.blob,
                     bytes: file.bytes,
                     digest: file.digest,
                     replicas: file.replicas.iter().map(|s| s.node.to_string()).collect(),

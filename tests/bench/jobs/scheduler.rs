@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use dlc::schedule::jobs::Jobs;
 use dlc::schedule::{Holders, ScheduleOutput, Scheduler};
-use dlc::types::{BlobId, Digest, FileName, NodeId, Term, Time, Version, WallTime};
+use dlc::types::{BlobId, Digest, FileName, NodeId, Term, Time, WallTime};
 use dlc::wire::schedule::{
     Assignment, Input, Model, Outcome, ScheduleMessage, TaskTimes, WorkerStatus,
 };
@@ -45,7 +45,9 @@ pub fn measure() {
 }
 
 fn model() -> Model {
-    let file = |name: &str| (FileName::new(name).expect("a name"), Version(0));
+    let (term, counter) = (Term(1), 0);
+    let blob = BlobId { term, counter };
+    let file = |name: &str| (FileName::new(name).expect("a name"), blob);
     Model {
         name: "lenet".into(),
         manifest: file("lenet.toml"),

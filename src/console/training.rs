@@ -179,10 +179,11 @@ fn wait_until_loaded(
         {
             let name = &state.model.name;
             let failure = format!("model {name:?} could not be loaded on {node}: {why}");
+            // Right after such a return nobody may have loaded it again yet.
             let served = |old: &&ModelState| {
                 old.model.name == *name
                     && old.model.digest != state.model.digest
-                    && !old.ready.is_empty()
+                    && (!old.ready.is_empty() || old.failed.is_empty())
             };
             let Some(old) = before.iter().find(served) else {
                 return Err(ClientError::Other(failure));

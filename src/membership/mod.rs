@@ -239,8 +239,8 @@ pub struct Membership {
     announce_at: Time,
     reconnect_at: Time,
     forget_at: Time,
-    /// When this process noticed last that it had been paused.
-    resumed_at: Time,
+    /// When this core was last given anything: what was due then, or fell due then, is not late.
+    observed_at: Time,
     started: (Time, WallTime),
     view_sent: u64,
     no_view: View,
@@ -284,7 +284,7 @@ impl Membership {
             announce_at: now,
             reconnect_at: now,
             forget_at: now,
-            resumed_at: now,
+            observed_at: now,
             started: (now, wall),
             view_sent: 0,
             no_view: View::default(),
@@ -513,16 +513,18 @@ impl Membership {
     /// Notices that this process was paused: a timer is far too late. What it did not hear in
     /// that time says nothing about others.
     fn observe(&mut self, now: Time) {
+        let before = std::mem::replace(&mut self.observed_at, now);
         if !self.is_member() {
             return;
         }
         let Some(due) = self.poll_timeout() else {
             return;
         };
-        // One pause is noticed once, though much waits for this process after it.
-        let late = now.since(due.max(self.resumed_at));
+        // Not all that is late by its own time was missed in a pause: a suspicion may end sooner
+        // than it was to, and before now, where the last who could agree is suspected too. And
+        // one pause is noticed once, though much waits for this process after it.
+        let late = now.since(due.max(before));
         if late > self.config.pause_tolerance {
-            self.resumed_at = now;
             self.stats.pauses += 1;
             self.detector.restart(now);
             self.members.postpone_suspicions(late);

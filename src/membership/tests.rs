@@ -465,6 +465,37 @@ fn news_ride_as_often_as_they_should_and_no_longer() {
 }
 
 #[test]
+fn a_suspicion_that_ends_at_once_is_no_pause_of_this_process() {
+    let start = Time(0) + secs(1);
+    let mut core = lone(Config::default(), start);
+    let suspect = |text: &str, by: &str| Update {
+        member: member(text, 1, 1, MemberState::Suspect),
+        by: name(by),
+    };
+    let alive = ["b", "c"].map(|text| news(member(text, 1, 1, MemberState::Alive)));
+    tell(&mut core, start, alive.to_vec());
+    tell(&mut core, start, vec![suspect("b", "c")]);
+    let run = |core: &mut Membership, end: Time| {
+        let mut now = start;
+        while core.poll_timeout().is_some_and(|due| due <= end) {
+            now = now.max(core.poll_timeout().expect("just asked"));
+            core.handle_timeout(now);
+        }
+    };
+    // Within the span in which c could agree that b is gone, c falls silent itself: b goes at
+    // once, and c after the span of who has nobody left to ask.
+    let later = start + millis(1_000);
+    run(&mut core, later);
+    tell(&mut core, later, vec![suspect("c", "b")]);
+    assert_eq!(core.view().members.len(), 3);
+    core.handle_timeout(later);
+    assert_eq!(core.view().members.len(), 2, "b is gone");
+    run(&mut core, later + Config::default().suspicion_span_lone);
+    assert_eq!(core.view().members.len(), 1, "c is gone");
+    assert_eq!(core.stats().pauses, 0);
+}
+
+#[test]
 fn a_cluster_that_is_shown_while_the_introducer_starts_is_known_when_it_has() {
     let mut introducer = Introducer::new(IntroducerConfig::default(), 1, Time(0));
     let mut ask = |milliseconds, node: &str, cluster| {

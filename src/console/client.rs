@@ -79,12 +79,15 @@ fn wait_for_reply(stream: &TcpStream, addr: SocketAddr) -> Result<(), WireError>
                     let (waited, patience) = (begun.elapsed().as_secs(), REPLY_TIMEOUT.as_secs());
                     eprintln!(
                         "waiting for {addr} since {waited} s of at most {patience}: it may be \
-                         without a coordinator, or stand still"
+                         starting, be without a coordinator, or stand still"
                     );
                 }
             }
             Err(error) if is_timeout(&error) => {
-                let why = format!("no answer within {} s", REPLY_TIMEOUT.as_secs());
+                let why = format!(
+                    "no answer within {} s, as while it starts and reads its disk",
+                    REPLY_TIMEOUT.as_secs()
+                );
                 return Err(std::io::Error::new(ErrorKind::TimedOut, why).into());
             }
             Err(error) if error.kind() == ErrorKind::Interrupted => {}

@@ -90,12 +90,13 @@ pub fn upload(client: &mut Client, dataset: &str, count: u64) -> Result<Labels, 
     bar.finish_and_clear();
     let labels = match labels(Path::new(folder), pattern, &files, count) {
         Ok(None) => Labels::None,
-        Ok(Some((labels, count))) => {
+        Ok(Some((labels, count))) if count > 0 => {
             let name = FileName::of_labels(pattern)?;
             transfer::put(client, vec![(name, Content::Bytes(labels.into()))], None)?;
             Labels::Stored(count)
         }
-        Err(error) => Labels::Unusable(error.to_string()),
+        Ok(Some(_)) => Labels::Unusable("it names none of these files".into()),
+        Err(why) => Labels::Unusable(why),
     };
     Ok(labels)
 }
@@ -117,14 +118,19 @@ fn labels(
     pattern: &str,
     files: &[PathBuf],
     count: u64,
-) -> Result<Option<(Vec<u8>, u64)>, csv::Error> {
+) -> Result<Option<(Vec<u8>, u64)>, String> {
     let mut reader = match csv::Reader::from_path(folder.join("labels.csv")) {
         Err(error) if is_missing(&error) => return Ok(None),
-        other => other?,
+        other => other.map_err(text)?,
     };
-    let rows: csv::Result<Vec<LabelRow>> = reader.deserialize().collect();
-    let labels: HashMap<String, String> =
-        rows?.into_iter().map(|row| (row.file, row.label)).collect();
+    let mut labels: HashMap<String, String> = HashMap::new();
+    for row in reader.deserialize() {
+        let LabelRow { file, label } = row.map_err(text)?;
+        if let Some(other) = labels.get(&file).filter(|other| **other != label) {
+            return Err(format!("{file:?} is {other:?} there, and {label:?} too"));
+        }
+        labels.insert(file, label);
+    }
     let wanted = Pattern::new(pattern);
     let (mut writer, mut labelled) = (csv::Writer::from_writer(Vec::new()), 0);
     for number in 0..count {
@@ -132,12 +138,16 @@ fn labels(
         let known = path.file_name().and_then(|name| labels.get(name.to_str()?));
         if let Some(label) = known.cloned() {
             let file = format!("{}{number}{}", wanted.stem(), wanted.extension());
-            writer.serialize(LabelRow { file, label })?;
+            writer.serialize(LabelRow { file, label }).map_err(text)?;
             labelled += 1;
         }
     }
-    let text = writer.into_inner().map_err(|error| error.into_error())?;
-    Ok((labelled > 0).then_some((text, labelled)))
+    let table = writer.into_inner().map_err(|error| error.to_string())?;
+    Ok(Some((table, labelled)))
+}
+
+fn text(error: csv::Error) -> String {
+    error.to_string()
 }
 
 fn is_missing(error: &csv::Error) -> bool {
@@ -188,6 +198,33 @@ mod tests {
                 .unwrap_err()
                 .to_string()
                 .contains("cannot list")
+        );
+    }
+
+    #[test]
+    fn labels_follow_their_files_and_none_has_two() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = ["a0.png", "a1.png"].map(|name| folder.path().join(name));
+        let table = |text: &str| {
+            std::fs::write(folder.path().join("labels.csv"), text).unwrap();
+            labels(folder.path(), "a.png", &files, 3)
+        };
+        let (text, count) = table("file,label\na1.png,one\na1.png,one\nb.png,two\n")
+            .unwrap()
+            .unwrap();
+        assert_eq!((text, count), (b"file,label\na1.png,one\n".to_vec(), 1));
+        let (text, count) = table("file,label\na1.png,one\na0.png,zero\n")
+            .unwrap()
+            .unwrap();
+        let expected = "file,label\na0.png,zero\na1.png,one\na2.png,zero\n";
+        assert_eq!((text, count), (expected.as_bytes().to_vec(), 3));
+        assert_eq!(table("file,label\n").unwrap().unwrap().1, 0);
+        let refused = table("file,label\na1.png,one\na1.png,two\n").unwrap_err();
+        assert_eq!(refused, r#""a1.png" is "one" there, and "two" too"#);
+        assert!(
+            table("file,class\na1.png,one\n")
+                .unwrap_err()
+                .contains("label")
         );
     }
 

@@ -151,10 +151,11 @@ pub fn tail(client: &mut Client, job: JobId, count: u32) -> Result<Answer, Clien
             json!({ "file": row.file.as_str(), "label": null, "confidence": null, "error": error })
         }
     });
-    answer(
-        lines.join("\n"),
-        json!({ "rows": shown.collect::<Vec<_>>() }),
-    )
+    let text = match lines.is_empty() && wanted > 0 {
+        true => format!("no rows of job {job} so far"),
+        false => lines.join("\n"),
+    };
+    answer(text, json!({ "rows": shown.collect::<Vec<_>>() }))
 }
 
 /// The last `count` rows of the result file of `job`.

@@ -48,14 +48,22 @@ pub fn train(client: &mut Client, only: Option<&str>) -> Result<Answer, ClientEr
     let (mut published, mut weights_digests) = (Vec::new(), Vec::new());
     let mut skipped = Vec::new();
     for model in wanted {
-        match &model.files {
+        match model.files {
             Ok((weights, manifest_bytes, weights_bytes)) => {
-                let sizes = [*manifest_bytes, *weights_bytes];
-                let (model, digest) = publish(client, &model.name, weights, sizes)?;
+                let sizes = [manifest_bytes, weights_bytes];
+                let (model, digest) = publish(client, &model.name, &weights, sizes)?;
                 published.push(model);
                 weights_digests.push(digest);
             }
-            Err(reason) => skipped.push((model.name.clone(), reason.clone())),
+            Err(reason) => {
+                let serves = before.iter().any(|old| old.model.name == model.name);
+                let rest = if serves {
+                    "; what was published before serves on"
+                } else {
+                    ""
+                };
+                skipped.push((model.name, reason + rest));
+            }
         }
     }
     if published.is_empty() {

@@ -289,6 +289,11 @@ pub fn start(
     let fresh = StorageId(u128::from_le_bytes(random()?));
     let directory = DataDirectory::open(&settings.data_directory, &settings.name, fresh)?;
     directory.set_address(bound.addr)?;
+    log::info!(
+        "node {}: reading log and files in {}",
+        settings.name,
+        directory.path().display()
+    );
     let (journal, recovered) = Journal::open(directory.path())?;
     let (blobs, held) = Blobs::open(directory.path())?;
     let seed = u64::from_le_bytes(random()?);

@@ -32,6 +32,8 @@ pub struct Identity {
     pub incarnation: Incarnation,
     /// The cluster that the node is of, once it has joined one.
     pub cluster: Option<ClusterId>,
+    /// Whether it began that cluster.
+    pub founder: bool,
     /// Members it knew last, to ask when no introducer is up.
     pub members: Vec<SocketAddr>,
 }
@@ -44,6 +46,8 @@ struct Record {
     storage: String,
     incarnation: u64,
     cluster: Option<String>,
+    #[serde(default)]
+    founder: bool,
     members: Vec<SocketAddr>,
 }
 
@@ -84,6 +88,7 @@ impl DataDirectory {
             Some(identity) if !path.join("format").exists() && !path.join("log").exists() => {
                 Identity {
                     storage: fresh,
+                    founder: false,
                     ..identity
                 }
             }
@@ -93,6 +98,7 @@ impl DataDirectory {
                 storage: fresh,
                 incarnation: Incarnation(0),
                 cluster: None,
+                founder: false,
                 members: Vec::new(),
             },
         };
@@ -130,12 +136,13 @@ impl DataDirectory {
         self.save()
     }
 
-    /// Remembers the cluster that the node has joined.
-    pub fn set_cluster(&mut self, cluster: ClusterId) -> Result<(), DiskError> {
+    /// Remembers the cluster that the node has joined, and for good where it has `formed` it.
+    pub fn set_cluster(&mut self, cluster: ClusterId, formed: bool) -> Result<(), DiskError> {
         if self.identity.cluster == Some(cluster) {
             return Ok(());
         }
         self.identity.cluster = Some(cluster);
+        self.identity.founder = formed;
         self.save()
     }
 
@@ -163,6 +170,7 @@ impl DataDirectory {
                 .identity
                 .cluster
                 .map(|cluster| format!("{:032x}", cluster.0)),
+            founder: self.identity.founder,
             members: self.identity.members.clone(),
         };
         let mut text = serde_json::to_string_pretty(&record).expect("plain data");
@@ -228,6 +236,7 @@ fn parse(text: &str) -> Result<Identity, String> {
             Some(text) => Some(ClusterId(hexadecimal(text)?)),
             None => None,
         },
+        founder: record.founder,
         members: record.members,
     })
 }

@@ -242,7 +242,8 @@ fn each_start_has_a_higher_incarnation_and_the_rest_is_kept() {
     assert_eq!(first.identity().incarnation, Incarnation(1));
     first.set_incarnation(Incarnation(9)).expect("saved");
     first.set_incarnation(Incarnation(4)).expect("ignored");
-    first.set_cluster(ClusterId(77)).expect("saved");
+    first.set_cluster(ClusterId(77), true).expect("saved");
+    first.set_cluster(ClusterId(77), false).expect("known");
     let members = vec!["127.0.0.1:80".parse().expect("an address")];
     first.set_members(members.clone()).expect("saved");
     drop(first);
@@ -254,9 +255,18 @@ fn each_start_has_a_higher_incarnation_and_the_rest_is_kept() {
             storage: StorageId(u128::MAX - 5),
             incarnation: Incarnation(10),
             cluster: Some(ClusterId(77)),
+            founder: true,
             members,
         }
     );
+    drop(second);
+    // Without what it promised it is another server, which began nothing.
+    for part in ["log", "format"] {
+        fs::remove_file(path.join(part)).expect("removed");
+    }
+    let third = DataDirectory::open(&path, &node("n1"), StorageId(1)).expect("opened");
+    let identity = third.identity();
+    assert_eq!((identity.storage, identity.founder), (StorageId(1), false));
 }
 
 #[test]

@@ -36,6 +36,9 @@ pub struct Start {
     pub snapshot_bytes: usize,
     /// See [`crate::consensus::Config::crash_stop`].
     pub crash_stop: bool,
+    /// At an earlier start this server began the cluster. Without a log it begins it anew: it died
+    /// before the log's first entry was safe, so that nothing was ever committed.
+    pub founder: bool,
 }
 
 /// Why a model was not loaded.

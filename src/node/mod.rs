@@ -79,6 +79,8 @@ pub struct Node {
     snapshot_bytes: usize,
     /// See [`Start::crash_stop`].
     crash_stop: bool,
+    /// See [`Start::founder`].
+    founder: bool,
     outputs: VecDeque<Output>,
     /// Messages of this node to itself.
     local: VecDeque<PeerMessage>,
@@ -159,6 +161,7 @@ impl Node {
             lost: 0,
             snapshot_bytes: start.snapshot_bytes,
             crash_stop: start.crash_stop,
+            founder: start.founder,
             outputs,
             local: VecDeque::new(),
             early: Vec::new(),
@@ -363,7 +366,7 @@ impl Node {
     }
 
     fn handle_joined(&mut self, member: Member, cluster: ClusterId, formed: bool) {
-        if formed && self.consensus.last_index().0 == 0 {
+        if formed || self.founder {
             self.consensus.bootstrap(self.now);
         }
         self.worker.handle_life(self.now, member.incarnation);

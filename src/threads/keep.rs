@@ -41,6 +41,8 @@ pub(super) enum Keep {
     Cluster {
         /// The cluster.
         cluster: ClusterId,
+        /// This node has begun it.
+        formed: bool,
         /// Told when it is noted; room for one.
         done: Sender<()>,
     },
@@ -96,8 +98,12 @@ pub(super) fn run_disk(
                     log::warn!("{error}");
                 }
             }
-            Keep::Cluster { cluster, done } => {
-                noted(directory.set_cluster(cluster))?;
+            Keep::Cluster {
+                cluster,
+                formed,
+                done,
+            } => {
+                noted(directory.set_cluster(cluster, formed))?;
                 let _ = done.try_send(());
             }
             Keep::Incarnation(incarnation) => noted(directory.set_incarnation(incarnation))?,

@@ -204,7 +204,11 @@ impl Core for Member {
                 cluster,
                 formed,
             } => {
-                self.keep_now(|done| Keep::Cluster { cluster, done })?;
+                self.keep_now(|done| Keep::Cluster {
+                    cluster,
+                    formed,
+                    done,
+                })?;
                 *self.shared.cluster.write() = Some(cluster);
                 log::info!("joined cluster {cluster:?} as {}", member.process_id());
                 self.waiting.push_back(Input::Joined {

@@ -124,3 +124,24 @@ fn files_outlive_the_logs_of_all_nodes() {
         held["files"].as_array().unwrap().len() >= 4
     });
 }
+
+#[test]
+fn who_dies_while_it_begins_a_cluster_begins_it_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let mut cluster = Cluster::with_nodes(dir, 1);
+    cluster.kill("n1");
+    // As where the machine dies before the first write is safe: the file's header is all there is.
+    let log = std::fs::OpenOptions::new()
+        .write(true)
+        .open(dir.join("n1/log"))
+        .unwrap();
+    log.set_len(8).unwrap();
+    for name in ["n1", "n2"] {
+        cluster.start(name);
+    }
+    cluster.wait_for_members(2);
+    std::fs::write(dir.join("in"), "text").unwrap();
+    cluster.ok("n2", &["put", "in", "file"]);
+    cluster.ok("n1", &["get", "file", "out"]);
+}

@@ -298,6 +298,7 @@ impl Sim {
             seed: seed ^ 1,
             snapshot_bytes: [600, 5_000, 40_000, usize::MAX / 2][seed as usize % 4],
             crash_stop: self.plan.crash_stop,
+            founder: host.disk.founder,
         };
         host.running = Running::Node(Box::new(Process {
             membership,
@@ -490,7 +491,9 @@ impl Sim {
                     cluster,
                     formed,
                 } => {
-                    self.hosts[id].disk.cluster = Some(cluster);
+                    let disk = &mut self.hosts[id].disk;
+                    disk.founder |= formed;
+                    disk.cluster = Some(cluster);
                     self.watchers.joined(self.now, id);
                     let input = Input::Joined {
                         member,

@@ -4,6 +4,8 @@
 //! others: the check and its consequences (`threads::copies`), the repair (`store::repair`).
 
 use std::net::SocketAddr;
+use std::sync::Barrier;
+use std::thread::ScopedJoinHandle;
 
 use indicatif::ProgressBar;
 use serde_json::json;
@@ -23,14 +25,25 @@ pub fn fsck(client: &mut Client) -> Result<Answer, ClientError> {
     }
     let folders = u64::from(SURVEY_FOLDERS) * members.len() as u64;
     let bar = progress::steps(folders, "check");
-    let found: Vec<Result<Verified, ClientError>> = std::thread::scope(|scope| {
+    let all_counted = Barrier::new(addresses.len());
+    let found: Vec<Result<(Verified, u64), ClientError>> = std::thread::scope(|scope| {
+        let all_counted = &all_counted;
         let check = |addr: &SocketAddr| {
-            let (addr, bar) = (*addr, bar.clone());
-            scope.spawn(move || verify(&mut Client::new(addr), &bar))
+            let (mut client, bar) = (Client::new(*addr), bar.clone());
+            scope.spawn(move || {
+                let before = lost(&mut client);
+                all_counted.wait();
+                let before = before?;
+                let verified = verify(&mut client, &bar)?;
+                // Also those that somebody else has found meanwhile: a repair that wanted to read
+                // them, after another node's check.
+                let corrupt = verified.lost.saturating_sub(before);
+                Ok((verified, corrupt))
+            })
         };
         let checks: Vec<_> = addresses.iter().map(check).collect();
         let panicked = || ClientError::Other("the check of a node broke off".into());
-        let end = |check: std::thread::ScopedJoinHandle<'_, Result<Verified, ClientError>>| {
+        let end = |check: ScopedJoinHandle<'_, Result<(Verified, u64), ClientError>>| {
             check.join().unwrap_or_else(|_| Err(panicked()))
         };
         checks.into_iter().map(end).collect()
@@ -39,15 +52,15 @@ pub fn fsck(client: &mut Client) -> Result<Answer, ClientError> {
     let Reply::Under(under) = client.request(&Request::Under)? else {
         return Err(client.unexpected());
     };
-    let mut sum = Verified::default();
+    let (mut sum, mut corrupt) = (Verified::default(), 0);
     let mut unchecked = Vec::new();
     let mut notes = String::new();
     for (member, verified) in members.iter().zip(found) {
         match verified {
-            Ok(more) => {
+            Ok((more, wrong)) => {
+                corrupt += wrong;
                 sum.copies += more.copies;
                 sum.bytes += more.bytes;
-                sum.corrupt += more.corrupt;
                 sum.orphaned += more.orphaned;
             }
             Err(error) => {
@@ -58,10 +71,7 @@ pub fn fsck(client: &mut Client) -> Result<Answer, ClientError> {
     }
     let (bytes, total) = (indicatif::HumanBytes(sum.bytes), under.total);
     let Verified {
-        copies,
-        corrupt,
-        orphaned,
-        ..
+        copies, orphaned, ..
     } = sum;
     let text = format!(
         "{copies} copies checked, {bytes}\nunder-replicated versions: {total}\ncorrupt copies: \
@@ -72,6 +82,14 @@ pub fn fsck(client: &mut Client) -> Result<Answer, ClientError> {
         "bytes": sum.bytes, "unchecked": unchecked,
     });
     Ok(Answer { text, json })
+}
+
+/// How many copies a node has found to be wrong or gone since it started.
+fn lost(client: &mut Client) -> Result<u64, ClientError> {
+    match client.request(&Request::Held(0))? {
+        Reply::Held(held) => Ok(held.lost),
+        _ => Err(client.unexpected()),
+    }
 }
 
 /// Has one node check its copies.

@@ -32,6 +32,9 @@ use crate::wire::store::Located;
 
 /// Most ordered copies in flight; orders beyond it are refused and come again.
 pub const FETCHES_MAX: usize = 128;
+/// Abandoned uploads that are remembered; the oldest is forgotten, and what comes of it after that
+/// waits for the leader's word.
+const DROPPED_MAX: usize = 10_000;
 /// Most blobs in one report of missing copies, and in one question about unnamed ones.
 pub const MISSING_MAX: usize = 100;
 
@@ -101,6 +104,8 @@ pub struct Replica {
     /// The last question about them, without those that were ordered since.
     asked: (u64, BTreeSet<BlobId>),
     in_flight: BTreeMap<BlobId, Fetch>,
+    /// Abandoned uploads of which nothing was here when the leader said so.
+    dropped: BTreeSet<BlobId>,
     /// Named with this server and not on its disk.
     lost: BTreeSet<BlobId>,
     /// To be looked at: came to the disk of late, or a higher term may sweep it.
@@ -133,6 +138,7 @@ impl Replica {
             held: held.into_iter().map(found).collect(),
             asked: (0, BTreeSet::new()),
             in_flight: BTreeMap::new(),
+            dropped: BTreeSet::new(),
             lost: BTreeSet::new(),
             fresh: BTreeSet::new(),
             revision: 0,
@@ -163,11 +169,16 @@ impl Replica {
     /// An uploaded blob, or one that this node wrote itself, is fsynced on this disk.
     ///
     /// An upload that comes late may meet an order to fetch the same blob: then the leader is
-    /// about to name the copy, and it counts as ordered.
+    /// about to name the copy, and it counts as ordered. One that was abandoned while its last bytes
+    /// went to the disk is named by nobody, and is an orphan.
     pub fn handle_stored(&mut self, blob: BlobId) {
         let order = self.in_flight.get(&blob);
+        let uploader = match self.dropped.remove(&blob) {
+            true => Term(0),
+            false => blob.term,
+        };
         let held = Held {
-            guard: order.map_or(blob.term, |order| order.guard),
+            guard: order.map_or(uploader, |order| order.guard),
             phase: order.map_or(Phase::Uploaded, |_| Phase::Ordered),
             sure: order.is_none(),
             known: order.is_some_and(|order| order.known),
@@ -314,10 +325,17 @@ impl Replica {
         let abandoned = |held: &Held| !held.known && !held.mine;
         let mut orphans = Vec::new();
         for blob in blobs {
-            if self.held.get(blob).is_some_and(abandoned) {
-                self.forget(blob);
-                orphans.push(*blob);
+            match self.held.get(blob) {
+                Some(held) if abandoned(held) => {
+                    self.forget(blob);
+                    orphans.push(*blob);
+                }
+                Some(_) => {}
+                None => drop(self.dropped.insert(*blob)),
             }
+        }
+        while self.dropped.len() > DROPPED_MAX {
+            self.dropped.pop_first();
         }
         orphans
     }
@@ -393,6 +411,7 @@ impl Replica {
     /// Panics where the sets disagree. For tests and the simulator.
     pub fn check_invariants(&self) {
         assert!(self.in_flight.len() <= FETCHES_MAX);
+        assert!(self.dropped.len() <= DROPPED_MAX);
         for blob in &self.lost {
             assert!(!self.holds(blob), "{blob} is held and lost");
         }

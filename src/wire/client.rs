@@ -326,9 +326,8 @@ pub struct Verified {
     pub copies: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// Those that are not what they should be, or cannot be read, whoever found that meanwhile.
-    /// They count no more.
-    pub corrupt: u64,
+    /// [`Held::lost`] at the end.
+    pub lost: u64,
     /// Copies that the catalog does not name: of uploads under way or broken off. They go by
     /// themselves.
     pub orphaned: u64,

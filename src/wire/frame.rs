@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use super::datagram::Datagram;
 
 /// First byte of every datagram and part of every [`super::peer::Hello`]; raised when the format changes.
-pub const PROTOCOL_VERSION: u8 = 10;
+pub const PROTOCOL_VERSION: u8 = 11;
 /// Largest UDP payload, in bytes: fits every path with an MTU of 1,280.
 pub const DATAGRAM_MAX: usize = 1200;
 /// Largest frame payload, in bytes; a longer one ends the connection.

@@ -247,6 +247,19 @@ fn orders_are_bounded_and_fenced() {
 }
 
 #[test]
+fn what_comes_late_of_a_dropped_upload_goes_at_once() {
+    let mut node = Node::new(&[], 0);
+    node.apply(2, &OTHER);
+    let (late, other) = (blob(2, 0), blob(2, 1));
+    assert_eq!(node.replica.handle_drop(Term(2), &[late]), []);
+    node.replica.handle_stored(late);
+    node.replica.handle_stored(other);
+    assert_eq!(node.replica.look(&node.catalog), [late]);
+    assert_eq!(node.replica.held().collect::<Vec<_>>(), [other]);
+    node.replica.check_invariants();
+}
+
+#[test]
 fn dropped_uploads_go_and_named_ones_stay() {
     let mut node = Node::new(&[], 0);
     for i in 0..3 {

@@ -125,6 +125,44 @@ fn a_founder_leads_once_its_vote_is_on_disk() {
     assert_eq!(core.last_index(), Index(2));
 }
 
+#[test]
+fn nobody_founds_where_somebody_else_may_lead() {
+    let founds = |term, vote: Option<Server>| {
+        let hard_state = HardState {
+            term: Term(term),
+            vote,
+        };
+        let recovered = Recovered {
+            hard_state,
+            ..Recovered::default()
+        };
+        let mut core = Consensus::new(Config::default(), server(0), recovered, 1, Time(0));
+        core.bootstrap(Time(0));
+        core.last_index() == Index(1)
+    };
+    assert!(founds(0, None));
+    assert!(founds(2, Some(server(0))), "its own write was torn");
+    assert!(!founds(2, None), "it has heard of a term");
+    assert!(!founds(2, Some(server(1))));
+    // It had a log, and gave it up for one of a later term.
+    let given_up = Recovered {
+        hard_state: HardState {
+            term: Term(9),
+            vote: None,
+        },
+        snapshot: Some(std::sync::Arc::new(super::Snapshot {
+            index: Index(0),
+            term: Term(0),
+            voters: Vec::new(),
+            state: std::sync::Arc::new([]),
+        })),
+        ..Recovered::default()
+    };
+    let mut core = Consensus::new(Config::default(), server(0), given_up, 1, Time(0));
+    core.bootstrap(Time(0));
+    assert_eq!(core.last_index(), Index(0));
+}
+
 fn candidacy(last_index: Index, last_term: Term) -> Candidacy {
     Candidacy {
         last_index,

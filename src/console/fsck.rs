@@ -3,10 +3,6 @@
 //! Decides: that all nodes check at once, and that one which does not answer is named. Leaves to
 //! others: the check and its consequences (`threads::copies`), the repair (`store::repair`).
 
-use std::net::SocketAddr;
-use std::sync::Barrier;
-use std::thread::ScopedJoinHandle;
-
 use indicatif::ProgressBar;
 use serde_json::json;
 
@@ -25,28 +21,17 @@ pub fn fsck(client: &mut Client) -> Result<Answer, ClientError> {
     }
     let folders = u64::from(SURVEY_FOLDERS) * members.len() as u64;
     let bar = progress::steps(folders, "check");
-    let all_counted = Barrier::new(addresses.len());
-    let found: Vec<Result<(Verified, u64), ClientError>> = std::thread::scope(|scope| {
-        let all_counted = &all_counted;
-        let check = |addr: &SocketAddr| {
-            let (mut client, bar) = (Client::new(*addr), bar.clone());
-            scope.spawn(move || {
-                let before = lost(&mut client);
-                all_counted.wait();
-                let before = before?;
-                let verified = verify(&mut client, &bar)?;
-                // Also those that somebody else has found meanwhile: a repair that wanted to read
-                // them, after another node's check.
-                let corrupt = verified.lost.saturating_sub(before);
-                Ok((verified, corrupt))
-            })
-        };
-        let checks: Vec<_> = addresses.iter().map(check).collect();
-        let panicked = || ClientError::Other("the check of a node broke off".into());
-        let end = |check: ScopedJoinHandle<'_, Result<(Verified, u64), ClientError>>| {
-            check.join().unwrap_or_else(|_| Err(panicked()))
-        };
-        checks.into_iter().map(end).collect()
+    // Before the first one checks: what a check finds leads to repairs, which read the copies of
+    // other nodes, and find some of theirs.
+    let counted = at_once(addresses, |addr| {
+        let mut client = Client::new(addr);
+        let before = lost(&mut client)?;
+        Ok((client, before))
+    });
+    let found = at_once(counted, |counted| {
+        let (mut client, before) = counted?;
+        let verified = verify(&mut client, &bar)?;
+        Ok((verified, verified.lost.saturating_sub(before)))
     });
     bar.finish_and_clear();
     let Reply::Under(under) = client.request(&Request::Under)? else {
@@ -55,8 +40,8 @@ pub fn fsck(client: &mut Client) -> Result<Answer, ClientError> {
     let (mut sum, mut corrupt) = (Verified::default(), 0);
     let mut unchecked = Vec::new();
     let mut notes = String::new();
-    for (member, verified) in members.iter().zip(found) {
-        match verified {
+    for (member, found) in members.iter().zip(found) {
+        match found {
             Ok((more, wrong)) => {
                 corrupt += wrong;
                 sum.copies += more.copies;
@@ -82,6 +67,23 @@ pub fn fsck(client: &mut Client) -> Result<Answer, ClientError> {
         "bytes": sum.bytes, "unchecked": unchecked,
     });
     Ok(Answer { text, json })
+}
+
+/// What `ask` makes of each of `items`, a thread for each.
+fn at_once<I: Send, T: Send>(
+    items: Vec<I>,
+    ask: impl Fn(I) -> Result<T, ClientError> + Sync,
+) -> Vec<Result<T, ClientError>> {
+    let ask = &ask;
+    std::thread::scope(|scope| {
+        let asked = items.into_iter().map(|item| scope.spawn(move || ask(item)));
+        let asked: Vec<_> = asked.collect();
+        let broken_off = |_| Err(ClientError::Other("the check of a node broke off".into()));
+        let ended = asked
+            .into_iter()
+            .map(|asked| asked.join().unwrap_or_else(broken_off));
+        ended.collect()
+    })
 }
 
 /// How many copies a node has found to be wrong or gone since it started.

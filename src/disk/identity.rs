@@ -32,8 +32,8 @@ pub struct Identity {
     pub incarnation: Incarnation,
     /// The cluster that the node is of, once it has joined one.
     pub cluster: Option<ClusterId>,
-    /// Whether it began that cluster.
-    pub founder: bool,
+    /// It has begun that cluster, and the log's first entry was not safe yet.
+    pub forming: bool,
     /// Members it knew last, to ask when no introducer is up.
     pub members: Vec<SocketAddr>,
 }
@@ -47,7 +47,7 @@ struct Record {
     incarnation: u64,
     cluster: Option<String>,
     #[serde(default)]
-    founder: bool,
+    forming: bool,
     members: Vec<SocketAddr>,
 }
 
@@ -88,7 +88,7 @@ impl DataDirectory {
             Some(identity) if !path.join("format").exists() && !path.join("log").exists() => {
                 Identity {
                     storage: fresh,
-                    founder: false,
+                    forming: false,
                     ..identity
                 }
             }
@@ -98,7 +98,7 @@ impl DataDirectory {
                 storage: fresh,
                 incarnation: Incarnation(0),
                 cluster: None,
-                founder: false,
+                forming: false,
                 members: Vec::new(),
             },
         };
@@ -136,13 +136,20 @@ impl DataDirectory {
         self.save()
     }
 
-    /// Remembers the cluster that the node has joined, and for good where it has `formed` it.
+    /// Remembers the cluster that the node has joined, and where it has `formed` it that the log is
+    /// still to begin.
     pub fn set_cluster(&mut self, cluster: ClusterId, formed: bool) -> Result<(), DiskError> {
         if self.identity.cluster == Some(cluster) {
             return Ok(());
         }
         self.identity.cluster = Some(cluster);
-        self.identity.founder = formed;
+        self.identity.forming = formed;
+        self.save()
+    }
+
+    /// The log has begun.
+    pub fn set_formed(&mut self) -> Result<(), DiskError> {
+        self.identity.forming = false;
         self.save()
     }
 
@@ -170,7 +177,7 @@ impl DataDirectory {
                 .identity
                 .cluster
                 .map(|cluster| format!("{:032x}", cluster.0)),
-            founder: self.identity.founder,
+            forming: self.identity.forming,
             members: self.identity.members.clone(),
         };
         let mut text = serde_json::to_string_pretty(&record).expect("plain data");
@@ -236,7 +243,7 @@ fn parse(text: &str) -> Result<Identity, String> {
             Some(text) => Some(ClusterId(hexadecimal(text)?)),
             None => None,
         },
-        founder: record.founder,
+        forming: record.forming,
         members: record.members,
     })
 }

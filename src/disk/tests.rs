@@ -247,7 +247,7 @@ fn each_start_has_a_higher_incarnation_and_the_rest_is_kept() {
     let members = vec!["127.0.0.1:80".parse().expect("an address")];
     first.set_members(members.clone()).expect("saved");
     drop(first);
-    let second = DataDirectory::open(&path, &node("n1"), StorageId(1)).expect("opened");
+    let mut second = DataDirectory::open(&path, &node("n1"), StorageId(1)).expect("opened");
     assert_eq!(
         *second.identity(),
         Identity {
@@ -255,18 +255,23 @@ fn each_start_has_a_higher_incarnation_and_the_rest_is_kept() {
             storage: StorageId(u128::MAX - 5),
             incarnation: Incarnation(10),
             cluster: Some(ClusterId(77)),
-            founder: true,
+            forming: true,
             members,
         }
     );
+    second.set_formed().expect("saved");
     drop(second);
-    // Without what it promised it is another server, which began nothing.
+    let mut founded = open(&path, "n1").expect("opened");
+    assert!(!founded.identity().forming);
+    founded.set_cluster(ClusterId(78), true).expect("saved");
+    drop(founded);
+    // Without what it promised it is another server, which begins nothing.
     for part in ["log", "format"] {
         fs::remove_file(path.join(part)).expect("removed");
     }
     let third = DataDirectory::open(&path, &node("n1"), StorageId(1)).expect("opened");
     let identity = third.identity();
-    assert_eq!((identity.storage, identity.founder), (StorageId(1), false));
+    assert_eq!((identity.storage, identity.forming), (StorageId(1), false));
 }
 
 #[test]

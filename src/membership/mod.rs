@@ -239,8 +239,9 @@ pub struct Membership {
     announce_at: Time,
     reconnect_at: Time,
     forget_at: Time,
-    /// When this core was last given anything: what was due then, or fell due then, is not late.
-    observed_at: Time,
+    /// When the first timer is due, as it stood after the last input; one that was due by then is
+    /// overdue since that input, or longer where an earlier one has found it so.
+    due: Time,
     started: (Time, WallTime),
     view_sent: u64,
     no_view: View,
@@ -284,7 +285,7 @@ impl Membership {
             announce_at: now,
             reconnect_at: now,
             forget_at: now,
-            observed_at: now,
+            due: Time::MAX,
             started: (now, wall),
             view_sent: 0,
             no_view: View::default(),
@@ -513,18 +514,15 @@ impl Membership {
     /// Notices that this process was paused: a timer is far too late. What it did not hear in
     /// that time says nothing about others.
     fn observe(&mut self, now: Time) {
-        let before = std::mem::replace(&mut self.observed_at, now);
         if !self.is_member() {
             return;
         }
-        let Some(due) = self.poll_timeout() else {
-            return;
-        };
-        // Not all that is late by its own time was missed in a pause: a suspicion may end sooner
-        // than it was to, and before now, where the last who could agree is suspected too. And
-        // one pause is noticed once, though much waits for this process after it.
-        let late = now.since(due.max(before));
+        // Not by what is due now: a suspicion may end sooner than it was to, and before now, where
+        // the last who could agree is suspected too.
+        let late = now.since(self.due);
         if late > self.config.pause_tolerance {
+            // One pause is noticed once, though much waits for this process after it.
+            self.due = now;
             self.stats.pauses += 1;
             self.detector.restart(now);
             self.members.postpone_suspicions(late);
@@ -592,8 +590,18 @@ impl Membership {
         });
     }
 
-    /// Announces a changed view, once for each input.
+    /// Ends each input.
     fn flush(&mut self, now: Time) {
+        self.announce_view(now);
+        let due = self.poll_timeout().unwrap_or(Time::MAX);
+        self.due = match due > now {
+            true => due,
+            false => self.due.min(now),
+        };
+    }
+
+    /// Announces a changed view, once for each input.
+    fn announce_view(&mut self, now: Time) {
         if !self.is_member() || self.view_sent == self.members.view().number {
             return;
         }

@@ -36,9 +36,9 @@ pub struct Start {
     pub snapshot_bytes: usize,
     /// See [`crate::consensus::Config::crash_stop`].
     pub crash_stop: bool,
-    /// At an earlier start this server began the cluster. Without a log it begins it anew: it died
-    /// before the log's first entry was safe, so that nothing was ever committed.
-    pub founder: bool,
+    /// At an earlier start this server formed the cluster, and [`Output::Formed`] did not follow.
+    /// Without a log it forms it anew: nothing was ever committed.
+    pub forming: bool,
 }
 
 /// Why a model was not loaded.
@@ -169,6 +169,8 @@ pub enum Output {
     },
     /// Write to the log and fsync, in order; then `Persisted`.
     Persist(LogWrite),
+    /// The log's first entry is safe: [`Start::forming`] is over.
+    Formed,
     /// Copy these blobs from one of their sources to this node's disk, checked and fsynced; then `Fetched`.
     Fetch(Vec<Located>),
     /// Write the result file of this job ([`Job::csv`]) to this node's disk as a blob and fsync;

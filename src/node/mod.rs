@@ -79,8 +79,8 @@ pub struct Node {
     snapshot_bytes: usize,
     /// See [`Start::crash_stop`].
     crash_stop: bool,
-    /// See [`Start::founder`].
-    founder: bool,
+    /// See [`Start::forming`].
+    forming: bool,
     outputs: VecDeque<Output>,
     /// Messages of this node to itself.
     local: VecDeque<PeerMessage>,
@@ -161,7 +161,7 @@ impl Node {
             lost: 0,
             snapshot_bytes: start.snapshot_bytes,
             crash_stop: start.crash_stop,
-            founder: start.founder,
+            forming: start.forming,
             outputs,
             local: VecDeque::new(),
             early: Vec::new(),
@@ -349,6 +349,10 @@ impl Node {
             }
             self.load(model);
         }
+        if self.forming && self.consensus.commit().0 > 0 {
+            self.forming = false;
+            self.outputs.push_back(Output::Formed);
+        }
         self.lead();
         self.answer_founding();
         self.hand_over();
@@ -366,7 +370,8 @@ impl Node {
     }
 
     fn handle_joined(&mut self, member: Member, cluster: ClusterId, formed: bool) {
-        if formed || self.founder {
+        self.forming |= formed;
+        if self.forming {
             self.consensus.bootstrap(self.now);
         }
         self.worker.handle_life(self.now, member.incarnation);

@@ -281,6 +281,8 @@ impl Coordinator {
                         self.refuse(Input::Written { blob, result });
                     }
                 }
+                // Where the queue is full the next start says so again.
+                Output::Formed => drop(self.devices.disk.try_send(Keep::Formed)),
                 Output::Remove(blobs) => self.removals.extend(blobs),
                 Output::Run(assignment) => {
                     let now = self.shared.clock.now();

@@ -41,11 +41,13 @@ pub(super) enum Keep {
     Cluster {
         /// The cluster.
         cluster: ClusterId,
-        /// This node has begun it.
+        /// This node has formed it, and its log is still to begin.
         formed: bool,
         /// Told when it is noted; room for one.
         done: Sender<()>,
     },
+    /// The log of a new cluster has begun.
+    Formed,
     /// Note the incarnation.
     Incarnation(Incarnation),
     /// Note where the members are.
@@ -106,6 +108,7 @@ pub(super) fn run_disk(
                 noted(directory.set_cluster(cluster, formed))?;
                 let _ = done.try_send(());
             }
+            Keep::Formed => noted(directory.set_formed())?,
             Keep::Incarnation(incarnation) => noted(directory.set_incarnation(incarnation))?,
             Keep::Members(members) => noted(directory.set_members(members))?,
         }

@@ -331,7 +331,7 @@ pub fn start(
         seed,
         snapshot_bytes: SNAPSHOT_BYTES,
         crash_stop: settings.crash_stop,
-        founder: identity.founder,
+        forming: identity.forming,
     };
     let mut node = Node::new(start, clock.now());
     if settings.join {

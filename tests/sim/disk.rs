@@ -36,8 +36,8 @@ pub struct Disk {
     pub incarnation: Incarnation,
     /// The cluster that was joined.
     pub cluster: Option<ClusterId>,
-    /// Whether the node began it.
-    pub founder: bool,
+    /// The node has formed it, and the log's first entry was not safe yet.
+    pub forming: bool,
     /// Where the members were.
     pub members: Vec<SocketAddr>,
     hard_state: HardState,
@@ -55,7 +55,7 @@ impl Disk {
             storage: StorageId(random.next_u128()),
             incarnation: Incarnation(0),
             cluster: None,
-            founder: false,
+            forming: false,
             members: Vec::new(),
             hard_state: HardState::default(),
             commit: Index(0),

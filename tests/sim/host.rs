@@ -298,7 +298,7 @@ impl Sim {
             seed: seed ^ 1,
             snapshot_bytes: [600, 5_000, 40_000, usize::MAX / 2][seed as usize % 4],
             crash_stop: self.plan.crash_stop,
-            founder: host.disk.founder,
+            forming: host.disk.forming,
         };
         host.running = Running::Node(Box::new(Process {
             membership,
@@ -492,7 +492,7 @@ impl Sim {
                     formed,
                 } => {
                     let disk = &mut self.hosts[id].disk;
-                    disk.founder |= formed;
+                    disk.forming |= formed;
                     disk.cluster = Some(cluster);
                     self.watchers.joined(self.now, id);
                     let input = Input::Joined {
@@ -702,6 +702,7 @@ impl Sim {
                 }
             }
             Output::Persist(write) => self.write_log(id, write),
+            Output::Formed => self.hosts[id].disk.forming = false,
             Output::Fetch(blobs) => self.fetch(id, blobs),
             Output::Write { blob, name: _, job } => self.write_result(id, blob, job.csv()),
             Output::Remove(blobs) => {

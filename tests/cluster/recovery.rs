@@ -130,6 +130,11 @@ fn who_dies_while_it_begins_a_cluster_begins_it_anew() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     let mut cluster = Cluster::with_nodes(dir, 1);
+    let identity = dir.join("n1/identity.json");
+    let remembered = || std::fs::read_to_string(&identity).unwrap();
+    wait_until("the log has begun", Duration::from_secs(10), || {
+        remembered().contains("\"forming\": false")
+    });
     cluster.kill("n1");
     // As where the machine dies before the first write is safe: the file's header is all there is.
     let log = std::fs::OpenOptions::new()
@@ -137,6 +142,8 @@ fn who_dies_while_it_begins_a_cluster_begins_it_anew() {
         .open(dir.join("n1/log"))
         .unwrap();
     log.set_len(8).unwrap();
+    let before = remembered().replace("\"forming\": false", "\"forming\": true");
+    std::fs::write(&identity, before).unwrap();
     for name in ["n1", "n2"] {
         cluster.start(name);
     }

@@ -343,11 +343,9 @@ impl Consensus {
     }
 
     /// Founds a cluster: the log begins with this server as the only voter, which then elects
-    /// itself. Does nothing where there is a log already, or one is coming: somebody else has a term
-    /// in which this server did not vote for itself.
+    /// itself. Does nothing where there is a log already.
     pub fn bootstrap(&mut self, now: Time) {
-        let others = self.term > Term(0) && self.vote.as_ref() != Some(&self.me);
-        if self.log.last_index() > Index(0) || self.installing.is_some() || others {
+        if self.log.last_index() > Index(0) {
             return;
         }
         self.log.append(Entry {

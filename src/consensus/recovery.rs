@@ -45,7 +45,7 @@ const TERMS_SKIPPED: u64 = 1 << 32;
 pub(super) struct Founding {
     deadline: Time,
     /// The first command of the reign.
-    pub(super) first: Arc<[u8]>,
+    pub(super) first: Option<Arc<[u8]>>,
 }
 
 impl Consensus {
@@ -57,6 +57,23 @@ impl Consensus {
         if self.role == Role::Leader || self.installing.is_some() {
             return;
         }
+        self.ask_to_found(now, Some(first));
+    }
+
+    /// The same for the server that formed the cluster and died before its log's first entry was
+    /// safe: nothing was committed then, by anybody, and nobody else votes. Does nothing where it
+    /// has a log, had one, or follows a leader; what it has missed a live member's log tells. To be
+    /// repeated until there is a leader.
+    pub fn form_anew(&mut self, now: Time) {
+        let began = self.log.last_index() > Index(0) || self.log.snapshot().is_some();
+        let goes_on = self.leader.is_some() || self.is_founding() || self.role == Role::Candidate;
+        if began || goes_on || self.installing.is_some() || self.live.is_empty() {
+            return;
+        }
+        self.ask_to_found(now, None);
+    }
+
+    fn ask_to_found(&mut self, now: Time, first: Option<Arc<[u8]>>) {
         let deadline = now + FOUNDING_TIME;
         self.founding = Some(Founding { deadline, first });
         self.leader = None;

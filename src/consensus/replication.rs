@@ -36,8 +36,8 @@ impl Consensus {
             let voters = self.forced_voters(founding.is_some());
             self.append_as_leader(Payload::Voters(voters));
         }
-        if let Some(founding) = founding {
-            self.append_as_leader(Payload::Command(founding.first));
+        if let Some(first) = founding.and_then(|founding| founding.first) {
+            self.append_as_leader(Payload::Command(first));
         }
         self.append_as_leader(Payload::Empty);
     }

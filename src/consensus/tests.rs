@@ -126,41 +126,44 @@ fn a_founder_leads_once_its_vote_is_on_disk() {
 }
 
 #[test]
-fn nobody_founds_where_somebody_else_may_lead() {
-    let founds = |term, vote: Option<Server>| {
-        let hard_state = HardState {
-            term: Term(term),
-            vote,
-        };
-        let recovered = Recovered {
-            hard_state,
-            ..Recovered::default()
-        };
+fn a_cluster_is_formed_anew_only_where_no_log_ever_was() {
+    let role = |recovered: Recovered, live: &[u64]| {
         let mut core = Consensus::new(Config::default(), server(0), recovered, 1, Time(0));
-        core.bootstrap(Time(0));
-        core.last_index() == Index(1)
+        core.form_anew(Time(0));
+        assert_eq!(core.role(), Role::Follower, "it does not know whom to ask");
+        core.handle_members(
+            Time(0),
+            live.iter().map(|it| server(*it as usize)).collect(),
+        );
+        core.form_anew(Time(0));
+        core.role()
     };
-    assert!(founds(0, None));
-    assert!(founds(2, Some(server(0))), "its own write was torn");
-    assert!(!founds(2, None), "it has heard of a term");
-    assert!(!founds(2, Some(server(1))));
-    // It had a log, and gave it up for one of a later term.
-    let given_up = Recovered {
+    let torn = Recovered {
         hard_state: HardState {
-            term: Term(9),
-            vote: None,
+            term: Term(2),
+            vote: Some(server(0)),
         },
+        ..Recovered::default()
+    };
+    assert_eq!(role(Recovered::default(), &[0]), Role::Candidate);
+    assert_eq!(role(torn.clone(), &[0]), Role::Candidate);
+    assert_eq!(role(torn.clone(), &[0, 1]), Role::PreCandidate, "it asks");
+    // It had a log, and gave it up for that of a later leader.
+    let given_up = Recovered {
         snapshot: Some(std::sync::Arc::new(super::Snapshot {
             index: Index(0),
             term: Term(0),
             voters: Vec::new(),
             state: std::sync::Arc::new([]),
         })),
-        ..Recovered::default()
+        ..torn.clone()
     };
-    let mut core = Consensus::new(Config::default(), server(0), given_up, 1, Time(0));
-    core.bootstrap(Time(0));
-    assert_eq!(core.last_index(), Index(0));
+    assert_eq!(role(given_up, &[0]), Role::Follower);
+    let began = Recovered {
+        entries: vec![entry(1, 1, super::Payload::Voters(vec![server(1)]))],
+        ..torn
+    };
+    assert_eq!(role(began, &[0]), Role::Follower);
 }
 
 fn candidacy(last_index: Index, last_term: Term) -> Candidacy {

@@ -391,6 +391,7 @@ impl Membership {
     /// Carries out what is due; harmless when nothing is.
     pub fn handle_timeout(&mut self, now: Time) {
         self.observe(now);
+        self.due = now;
         self.expire_exchanges(now);
         match self.phase {
             Phase::Idle | Phase::Gone => {}
@@ -515,6 +516,7 @@ impl Membership {
     /// that time says nothing about others.
     fn observe(&mut self, now: Time) {
         if !self.is_member() {
+            self.due = now;
             return;
         }
         // Not by what is due now: a suspicion may end sooner than it was to, and before now, where

@@ -349,10 +349,7 @@ impl Node {
             }
             self.load(model);
         }
-        if self.forming && self.consensus.commit().0 > 0 {
-            self.forming = false;
-            self.outputs.push_back(Output::Formed);
-        }
+        self.form();
         self.lead();
         self.answer_founding();
         self.hand_over();
@@ -369,9 +366,22 @@ impl Node {
         }
     }
 
+    /// Sees to it that the cluster which this node formed has a log.
+    fn form(&mut self) {
+        if !self.forming {
+            return;
+        }
+        if self.consensus.commit().0 > 0 {
+            self.forming = false;
+            self.outputs.push_back(Output::Formed);
+        } else if self.view.server(&self.me).is_some() {
+            self.consensus.form_anew(self.now);
+        }
+    }
+
     fn handle_joined(&mut self, member: Member, cluster: ClusterId, formed: bool) {
         self.forming |= formed;
-        if self.forming {
+        if formed {
             self.consensus.bootstrap(self.now);
         }
         self.worker.handle_life(self.now, member.incarnation);

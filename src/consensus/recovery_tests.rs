@@ -1,8 +1,9 @@
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use super::super::harness::{Cluster, ms, server};
 use super::super::tests::{append, entry, message, one_of_three, outputs};
-use super::super::{Config, Consensus, HardState, Output, Payload, Recovered, Role};
+use super::super::{Config, Consensus, HardState, Output, Payload, Recovered, Role, Snapshot};
 use crate::types::{Index, Server, Term, Time};
 
 fn crash_stop(count: usize, voters: usize, seed: u64) -> Cluster {
@@ -329,4 +330,42 @@ fn what_is_committed_is_written_when_all_is_quiet_and_known_at_the_start() {
         outputs(&mut core).iter().filter(|it| applied(it)).count(),
         2
     );
+}
+
+#[test]
+fn a_cluster_is_formed_anew_only_where_no_log_ever_was() {
+    let role = |recovered: Recovered, live: &[usize]| {
+        let mut core = Consensus::new(Config::default(), server(0), recovered, 1, Time(0));
+        core.form_anew(Time(0));
+        assert_eq!(core.role(), Role::Follower, "it does not know whom to ask");
+        core.handle_members(Time(0), servers(live.iter().copied()));
+        core.form_anew(Time(0));
+        core.role()
+    };
+    let torn = Recovered {
+        hard_state: HardState {
+            term: Term(2),
+            vote: Some(server(0)),
+        },
+        ..Recovered::default()
+    };
+    assert_eq!(role(Recovered::default(), &[0]), Role::Candidate);
+    assert_eq!(role(torn.clone(), &[0]), Role::Candidate);
+    assert_eq!(role(torn.clone(), &[0, 1]), Role::PreCandidate, "it asks");
+    // It had a log, and gave it up for that of a later leader.
+    let given_up = Recovered {
+        snapshot: Some(Arc::new(Snapshot {
+            index: Index(0),
+            term: Term(0),
+            voters: Vec::new(),
+            state: Arc::new([]),
+        })),
+        ..torn.clone()
+    };
+    assert_eq!(role(given_up, &[0]), Role::Follower);
+    let began = Recovered {
+        entries: vec![entry(1, 1, Payload::Voters(vec![server(1)]))],
+        ..torn
+    };
+    assert_eq!(role(began, &[0]), Role::Follower);
 }

@@ -125,47 +125,6 @@ fn a_founder_leads_once_its_vote_is_on_disk() {
     assert_eq!(core.last_index(), Index(2));
 }
 
-#[test]
-fn a_cluster_is_formed_anew_only_where_no_log_ever_was() {
-    let role = |recovered: Recovered, live: &[u64]| {
-        let mut core = Consensus::new(Config::default(), server(0), recovered, 1, Time(0));
-        core.form_anew(Time(0));
-        assert_eq!(core.role(), Role::Follower, "it does not know whom to ask");
-        core.handle_members(
-            Time(0),
-            live.iter().map(|it| server(*it as usize)).collect(),
-        );
-        core.form_anew(Time(0));
-        core.role()
-    };
-    let torn = Recovered {
-        hard_state: HardState {
-            term: Term(2),
-            vote: Some(server(0)),
-        },
-        ..Recovered::default()
-    };
-    assert_eq!(role(Recovered::default(), &[0]), Role::Candidate);
-    assert_eq!(role(torn.clone(), &[0]), Role::Candidate);
-    assert_eq!(role(torn.clone(), &[0, 1]), Role::PreCandidate, "it asks");
-    // It had a log, and gave it up for that of a later leader.
-    let given_up = Recovered {
-        snapshot: Some(std::sync::Arc::new(super::Snapshot {
-            index: Index(0),
-            term: Term(0),
-            voters: Vec::new(),
-            state: std::sync::Arc::new([]),
-        })),
-        ..torn.clone()
-    };
-    assert_eq!(role(given_up, &[0]), Role::Follower);
-    let began = Recovered {
-        entries: vec![entry(1, 1, super::Payload::Voters(vec![server(1)]))],
-        ..torn
-    };
-    assert_eq!(role(began, &[0]), Role::Follower);
-}
-
 fn candidacy(last_index: Index, last_term: Term) -> Candidacy {
     Candidacy {
         last_index,

@@ -89,7 +89,14 @@ impl Consensus {
         if self.term >= super::TERM_MAX {
             return;
         }
+        if self.may_form() {
+            return self.bootstrap(now);
+        }
         let term = self.next_term();
+        self.campaign_in(now, term);
+    }
+
+    pub(super) fn campaign_in(&mut self, now: Time, term: Term) {
         self.enter_term(now, term);
         self.set_hard_state(self.term, Some(self.me.clone()));
         self.role = Role::Candidate;

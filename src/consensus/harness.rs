@@ -620,7 +620,7 @@ impl Cluster {
 
     /// A snapshot that came from a leader is the state after that many chosen entries.
     fn watch_restore(&mut self, slot: usize, snapshot: &Snapshot) {
-        if snapshot.index == Index(0) && self.config.crash_stop {
+        if snapshot.index == Index(0) && (self.config.crash_stop || self.split) {
             self.slots[slot].applied = 0;
             self.given_way += 1;
             return;

@@ -221,6 +221,8 @@ pub struct Consensus {
     complete: bool,
     /// The live members are asked to do without the missing voters.
     founding: Option<Founding>,
+    /// It formed the cluster, and may have to do so again.
+    forming: bool,
 
     commit: Index,
     /// What the disk has of `commit`, or will have.
@@ -303,6 +305,7 @@ impl Consensus {
             lost: BTreeSet::new(),
             complete: false,
             founding: None,
+            forming: false,
             commit,
             written_commit: commit,
             commit_due: false,
@@ -348,12 +351,13 @@ impl Consensus {
         if self.log.last_index() > Index(0) {
             return;
         }
+        let term = Term(self.term.0 + 1);
         self.log.append(Entry {
-            term: Term(self.term.0 + 1),
+            term,
             index: Index(1),
             payload: Payload::Voters(vec![self.me.clone()]),
         });
-        self.campaign(now);
+        self.campaign_in(now, term);
     }
 
     /// The live members, this one included: those who do not vote get the log too, and their
@@ -451,8 +455,10 @@ impl Consensus {
             self.leader = None;
             self.end_late_founding(now);
             let is_early = self.config.crash_stop && self.live.is_empty();
-            if self.installing.is_some() || is_early {
-                // Its log is about to be another, perhaps.
+            let is_unwritten = self.role == Role::Candidate && !self.hard_state_is_persisted();
+            if self.installing.is_some() || is_early || is_unwritten {
+                // Its log is about to be another, perhaps; the vote of a further term would have
+                // to wait for the slow disk even longer.
                 self.rearm_election(now);
             } else if self.may_stand() {
                 self.start_pre_vote(now);

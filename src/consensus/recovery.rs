@@ -4,7 +4,7 @@
 //! server does whose decisions contradict those of such a leader. Leaves to others: which members
 //! are live, and what is to be read from the disks of those that are left (`node`).
 //!
-//! Nothing here is Raft, and nothing of it happens unasked. There are two occasions:
+//! Nothing here is Raft. There are three occasions, of which only the last comes unasked:
 //!
 //! - *crash-stop* ([`Config::crash_stop`](super::Config)): whoever is gone from the members has
 //!   crashed, and was not merely cut off. With at most [`VOTERS_MAX`] voters, so with at most four
@@ -15,14 +15,17 @@
 //!   and of all that are live.
 //! - *founding anew* ([`Consensus::found_anew`]): a person says that the missing voters will not
 //!   come back. What only they had is lost.
+//! - *forming anew* ([`Consensus::form_anew`]): the only voter died before its first entry was
+//!   safe, so that nothing was committed and nobody else votes.
 //!
-//! In both, all live members must agree, which chooses the longest log among them; the voters are
+//! In all, all live members must agree, which chooses the longest log among them; the voters are
 //! then those that agreed, or the new leader alone.
 //!
 //! Where the owner was wrong, two leaders have decided without each other. Their terms differ:
 //! each such election skips a random number of terms, the greater the more members took part. Once
 //! they meet the higher term wins, so the side with more members, mostly; a server of the other
-//! side finds its own decisions contradicted, gives them up and takes the whole log anew.
+//! side finds its own decisions contradicted, gives them up and takes the whole log anew. Forming
+//! skips none, so that it gives way to what a person has asked for meanwhile.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -45,7 +48,7 @@ const TERMS_SKIPPED: u64 = 1 << 32;
 pub(super) struct Founding {
     deadline: Time,
     /// The first command of the reign.
-    pub(super) first: Option<Arc<[u8]>>,
+    pub(super) first: Arc<[u8]>,
 }
 
 impl Consensus {
@@ -57,23 +60,6 @@ impl Consensus {
         if self.role == Role::Leader || self.installing.is_some() {
             return;
         }
-        self.ask_to_found(now, Some(first));
-    }
-
-    /// The same for the server that formed the cluster and died before its log's first entry was
-    /// safe: nothing was committed then, by anybody, and nobody else votes. Does nothing where it
-    /// has a log, had one, or follows a leader; what it has missed a live member's log tells. To be
-    /// repeated until there is a leader.
-    pub fn form_anew(&mut self, now: Time) {
-        let began = self.log.last_index() > Index(0) || self.log.snapshot().is_some();
-        let goes_on = self.leader.is_some() || self.is_founding() || self.role == Role::Candidate;
-        if began || goes_on || self.installing.is_some() || self.live.is_empty() {
-            return;
-        }
-        self.ask_to_found(now, None);
-    }
-
-    fn ask_to_found(&mut self, now: Time, first: Option<Arc<[u8]>>) {
         let deadline = now + FOUNDING_TIME;
         self.founding = Some(Founding { deadline, first });
         self.leader = None;
@@ -90,9 +76,25 @@ impl Consensus {
         self.founding = self.founding.take_if(|founding| now < founding.deadline);
     }
 
+    /// This server formed the cluster and died before its log's first entry was safe. It begins
+    /// the log again once no live member knows better; where it has a log after all, or gave one
+    /// up for another, this does nothing.
+    pub fn form_anew(&mut self) {
+        self.forming = true;
+    }
+
+    /// Whether [`Consensus::form_anew`] is still to be done. Who has heard of a term in which it
+    /// did not vote for itself waits for that term's log.
+    pub(super) fn may_form(&self) -> bool {
+        let began = self.log.last_index() > Index(0) || self.log.snapshot().is_some();
+        let is_another = self.term > Term(0) && self.vote.as_ref() != Some(&self.me);
+        let is_asked = self.founding.is_some() || self.installing.is_some();
+        self.forming && !began && !is_another && !is_asked && self.live.contains(&self.me)
+    }
+
     /// Whether the live members may elect a leader among themselves, whoever votes by the log.
     pub(super) fn may_force(&self) -> bool {
-        self.founding.is_some() || self.insists()
+        self.founding.is_some() || self.insists() || self.may_form()
     }
 
     /// Whether this server may have missed what a crash-stop cluster answered without it.

@@ -1,9 +1,11 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::super::harness::{Cluster, ms, server};
+use super::super::harness::{Cluster, Disk, Weather, ms, server};
 use super::super::tests::{append, entry, message, one_of_three, outputs};
-use super::super::{Config, Consensus, HardState, Output, Payload, Recovered, Role, Snapshot};
+use super::super::{
+    Config, Consensus, Content, HardState, Message, Output, Payload, Recovered, Role, Snapshot,
+};
 use crate::types::{Index, Server, Term, Time};
 
 fn crash_stop(count: usize, voters: usize, seed: u64) -> Cluster {
@@ -336,22 +338,25 @@ fn what_is_committed_is_written_when_all_is_quiet_and_known_at_the_start() {
 fn a_cluster_is_formed_anew_only_where_no_log_ever_was() {
     let role = |recovered: Recovered, live: &[usize]| {
         let mut core = Consensus::new(Config::default(), server(0), recovered, 1, Time(0));
-        core.form_anew(Time(0));
-        assert_eq!(core.role(), Role::Follower, "it does not know whom to ask");
+        core.form_anew();
+        assert_eq!(core.poll_timeout(), None, "it does not know whom to ask");
         core.handle_members(Time(0), servers(live.iter().copied()));
-        core.form_anew(Time(0));
+        core.handle_timeout(Time(0) + ms(2000));
         core.role()
     };
-    let torn = Recovered {
+    let torn = |vote: Option<usize>| Recovered {
         hard_state: HardState {
             term: Term(2),
-            vote: Some(server(0)),
+            vote: vote.map(server),
         },
         ..Recovered::default()
     };
     assert_eq!(role(Recovered::default(), &[0]), Role::Candidate);
-    assert_eq!(role(torn.clone(), &[0]), Role::Candidate);
-    assert_eq!(role(torn.clone(), &[0, 1]), Role::PreCandidate, "it asks");
+    assert_eq!(role(torn(Some(0)), &[0]), Role::Candidate);
+    assert_eq!(role(torn(Some(0)), &[0, 1]), Role::PreCandidate, "it asks");
+    assert_eq!(role(torn(Some(0)), &[1]), Role::Follower, "it is no member");
+    assert_eq!(role(torn(Some(1)), &[0]), Role::Follower, "another log is");
+    assert_eq!(role(torn(None), &[0]), Role::Follower, "another log may be");
     // It had a log, and gave it up for that of a later leader.
     let given_up = Recovered {
         snapshot: Some(Arc::new(Snapshot {
@@ -360,12 +365,150 @@ fn a_cluster_is_formed_anew_only_where_no_log_ever_was() {
             voters: Vec::new(),
             state: Arc::new([]),
         })),
-        ..torn.clone()
+        ..torn(Some(0))
     };
     assert_eq!(role(given_up, &[0]), Role::Follower);
     let began = Recovered {
         entries: vec![entry(1, 1, Payload::Voters(vec![server(1)]))],
-        ..torn
+        ..torn(Some(0))
     };
     assert_eq!(role(began, &[0]), Role::Follower);
+}
+
+/// Server 0 dies again and again while it begins the cluster, on a disk that takes seconds for a
+/// write; the others are there, or not yet.
+#[test]
+fn a_cluster_whose_beginning_is_torn_again_and_again_begins() {
+    let mut torn = 0;
+    for seed in 0..200 {
+        let config = Config {
+            crash_stop: seed % 2 == 1,
+            ..Config::default()
+        };
+        let mut cluster = Cluster::with(config, 3, seed);
+        cluster.weather.disk = (ms(1), ms(8000));
+        for _ in 0..4 {
+            cluster.crash(0);
+            torn += u64::from(cluster.slots[0].disk.state.entries.is_empty());
+            let others = cluster.rng.chance(50);
+            cluster.slots[0].live = servers(0..if others { 3 } else { 1 });
+            cluster.start(0);
+            cluster.act(0, |core, _| core.form_anew());
+            let span = cluster.rng.below(9000);
+            cluster.run(ms(span));
+        }
+        cluster.tell_members(&servers(0..3));
+        if seed % 2 == 1 {
+            // The others must have it on their disks that they agree, before the next election.
+            cluster.weather = Weather::fair();
+        }
+        cluster.run(ms(30_000));
+        assert!(cluster.leader().is_some(), "seed {seed}");
+        cluster.weather = Weather::fair();
+        cluster.run(ms(10_000));
+        answer(&mut cluster);
+        cluster.heal_and_check();
+    }
+    assert!(torn > 100, "only {torn} beginnings were torn");
+}
+
+/// While the server that formed the cluster is away, a person lets another one found the log. It
+/// comes back while that one is away in turn.
+#[test]
+fn who_forms_anew_gives_way_to_a_log_that_was_founded_meanwhile() {
+    for seed in 0..100 {
+        let mut cluster = Cluster::new(2, seed);
+        cluster.split = true;
+        cluster.crash(0);
+        cluster.slots[0].disk = Disk::default();
+        cluster.tell_members(&servers([1]));
+        cluster.act(1, |core, now| core.found_anew(now, [7].as_slice().into()));
+        cluster.run(ms(1000));
+        let kept = cluster.propose(1).expect("it leads");
+        let command = cluster.next_command.to_le_bytes();
+        cluster.run(ms(1000));
+        cluster.crash(1);
+        cluster.slots[0].live = servers([0]);
+        cluster.start(0);
+        cluster.act(0, |core, _| core.form_anew());
+        cluster.run(ms(3000));
+        assert_eq!(
+            cluster.leader(),
+            Some(0),
+            "seed {seed}: it knows of nothing"
+        );
+        cluster.propose(0);
+        cluster.run(ms(1000));
+        cluster.start(1);
+        cluster.tell_members(&servers([0, 1]));
+        cluster.run(ms(5000));
+        for slot in 0..2 {
+            let entry = cluster.core(slot).entry(kept).expect("in memory");
+            let Payload::Command(bytes) = &entry.payload else {
+                panic!("seed {seed}: slot {slot} has {entry:?}");
+            };
+            assert_eq!(**bytes, command, "seed {seed}: slot {slot}");
+        }
+    }
+}
+
+/// Others could not be elected with it, and whoever forgot it could not against them.
+#[test]
+fn who_founds_alone_tells_nobody_before_its_own_disk_has_it() {
+    let mut core = Consensus::new(
+        Config::default(),
+        server(0),
+        Recovered::default(),
+        1,
+        Time(0),
+    );
+    core.handle_members(Time(0), servers([0, 1]));
+    core.found_anew(Time(0), [7].as_slice().into());
+    let mut now = Time(0);
+    let mut tickets = Vec::new();
+    let mut told = false;
+    let disk_done = 6;
+    for turn in 0..=disk_done + 1 {
+        now = now + ms(1);
+        for output in outputs(&mut core) {
+            match output {
+                Output::Persist(write) => tickets.push((write.ticket, write.entries.len())),
+                Output::Send { message, .. } => match message.content {
+                    Content::PreVote(_) => {
+                        let (asked, granted) = (message.term, true);
+                        let content = Content::PreVoteReply { asked, granted };
+                        core.handle_message(now, server(1), Message { content, ..message });
+                    }
+                    Content::Vote(_) => {
+                        let content = Content::VoteReply { granted: true };
+                        core.handle_message(now, server(1), Message { content, ..message });
+                    }
+                    Content::Append {
+                        previous_index: at,
+                        entries,
+                        round,
+                        ..
+                    } => {
+                        told |= !entries.is_empty();
+                        let content = Content::Appended {
+                            matched: at,
+                            verified: at,
+                            round,
+                        };
+                        core.handle_message(now, server(1), Message { content, ..message });
+                    }
+                    other => panic!("{other:?} was said"),
+                },
+                _ => {}
+            }
+        }
+        assert!(!told || turn > disk_done, "told in turn {turn}");
+        // The disk is done with the vote at once, and with the entries only in the end.
+        if let Some((ticket, entries)) = tickets.last().copied()
+            && (entries == 0 || turn == disk_done)
+        {
+            core.handle_persisted(now, ticket);
+        }
+    }
+    assert!(told);
 }

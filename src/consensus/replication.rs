@@ -36,8 +36,8 @@ impl Consensus {
             let voters = self.forced_voters(founding.is_some());
             self.append_as_leader(Payload::Voters(voters));
         }
-        if let Some(first) = founding.and_then(|founding| founding.first) {
-            self.append_as_leader(Payload::Command(first));
+        if let Some(founding) = founding {
+            self.append_as_leader(Payload::Command(founding.first));
         }
         self.append_as_leader(Payload::Empty);
     }
@@ -76,8 +76,10 @@ impl Consensus {
         }
         let (offset, last) = (self.log.offset(), self.log.last_index());
         let in_flight_max = self.config.in_flight_max;
+        // Nobody else could lead with the first entry of a reign that one server alone may forget.
+        let is_safe = self.log.voters().len() > 1 || self.log.persisted() >= self.reign_start;
         let has_room = |progress: &Progress| {
-            let is_there = offset < progress.next && progress.next <= last;
+            let is_there = is_safe && offset < progress.next && progress.next <= last;
             progress.streaming && is_there && progress.in_flight.len() < in_flight_max
         };
         let (to, progress) = self

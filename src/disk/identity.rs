@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 use super::{DiskError, at, replace_file};
 use crate::types::{ClusterId, Incarnation, NodeId, StorageId};
 
-/// Content of the file `format`: the version of the layout.
 const ADDRESS: &str = "address";
+/// Content of the file `format`: the version of the layout.
 const FORMAT: &str = "dlc data directory, format 4\n";
 /// Most member addresses that are kept; the newest list replaces the older one.
 const MEMBERS_MAX: usize = 1000;

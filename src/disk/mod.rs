@@ -3,7 +3,7 @@
 //! ```text
 //! DIR/lock            held by the process that uses the directory
 //! DIR/format          version of this layout
-//! DIR/identity.json   storage id, incarnation, cluster, known members
+//! DIR/identity.json   storage id, incarnation, cluster, whether its log has begun, known members
 //! DIR/log             the replicated log (journal)
 //! DIR/blobs/XX/T-C    file bytes and a trailer; XX is the low byte of the counter
 //! DIR/incoming/       blobs that are being written; emptied at start

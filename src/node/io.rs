@@ -37,7 +37,7 @@ pub struct Start {
     /// See [`crate::consensus::Config::crash_stop`].
     pub crash_stop: bool,
     /// At an earlier start this server formed the cluster, and [`Output::Formed`] did not follow.
-    /// Without a log it forms it anew: nothing was ever committed.
+    /// Without a log it forms it anew ([`crate::consensus::Consensus::form_anew`]).
     pub forming: bool,
 }
 

@@ -23,6 +23,9 @@ type Key = (String, Digest);
 /// The node's models.
 #[derive(Clone, Debug, Default)]
 pub struct Loader {
+    /// What is wanted, and since when.
+    wanted: Vec<Model>,
+    since: Option<(u64, usize, u64)>,
     loaded: BTreeSet<Key>,
     /// What is being loaded, and the number of its publication.
     loading: Option<(Key, u64)>,
@@ -48,16 +51,25 @@ impl Loader {
             let newest = state.jobs.model(&model.name);
             newest.map_or(0, |published| published.version)
         };
-        let wanted = state.jobs.wanted_models();
-        let next = wanted.into_iter().find(|model| {
+        let since = Some(state.jobs.wanted_since());
+        if self.since != since {
+            self.since = since;
+            self.wanted = state.jobs.wanted_models();
+        }
+        let next = self.wanted.iter().find(|model| {
             let key = key(model);
             let due = |failure: &Failure| {
                 failure.retry_at <= now || failure.publication != publication(model)
             };
             !self.loaded.contains(&key) && self.failed.get(&key).is_none_or(due)
         })?;
-        self.loading = Some((key(&next), publication(&next)));
-        Some(next)
+        self.loading = Some((key(next), publication(next)));
+        Some(next.clone())
+    }
+
+    /// The state is another one, of which the wanted models are still to be looked up.
+    pub fn handle_restored(&mut self) {
+        self.since = None;
     }
 
     /// Forgets the models that nobody wants any more, loaded or failed; they are given back.

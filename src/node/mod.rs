@@ -128,6 +128,7 @@ impl Node {
             // Copies on a disk without a log are of a catalog that is lost: `rebuild` may name them.
             guard = Term(u64::MAX);
         }
+        let has_begun = !start.recovered.entries.is_empty() || snapshot.is_some();
         let state = snapshot.map_or_else(State::default, |snapshot| restored(snapshot));
         let mut replica = Replica::new(start.me.clone(), start.held, guard);
         // What the snapshot's catalog does not name with this node may be named by a later entry.
@@ -136,14 +137,24 @@ impl Node {
             true => VecDeque::new(),
             false => [Output::Remove(orphans)].into(),
         };
+        let mut consensus = Consensus::new(
+            config,
+            start.me.clone(),
+            start.recovered,
+            seeds.next_u64(),
+            now,
+        );
+        if start.forming {
+            consensus.form_anew();
+            if !has_begun {
+                log::warn!(
+                    "this node formed its cluster and stopped before the log's first entry was \
+                     safe: it begins the log again, unless another member has one"
+                );
+            }
+        }
         Node {
-            consensus: Consensus::new(
-                config,
-                start.me.clone(),
-                start.recovered,
-                seeds.next_u64(),
-                now,
-            ),
+            consensus,
             state,
             view: View::default(),
             joined: None,
@@ -349,7 +360,10 @@ impl Node {
             }
             self.load(model);
         }
-        self.form();
+        if self.forming && self.consensus.commit().0 > 0 {
+            self.forming = false;
+            self.outputs.push_back(Output::Formed);
+        }
         self.lead();
         self.answer_founding();
         self.hand_over();
@@ -363,19 +377,6 @@ impl Node {
         if log >= self.snapshot_bytes.max(2 * state) {
             self.consensus
                 .compact(self.state.applied, self.state.encode());
-        }
-    }
-
-    /// Sees to it that the cluster which this node formed has a log.
-    fn form(&mut self) {
-        if !self.forming {
-            return;
-        }
-        if self.consensus.commit().0 > 0 {
-            self.forming = false;
-            self.outputs.push_back(Output::Formed);
-        } else if self.view.server(&self.me).is_some() {
-            self.consensus.form_anew(self.now);
         }
     }
 
@@ -524,6 +525,7 @@ impl Node {
             }
             consensus::Output::Restore(snapshot) => {
                 self.state = restored(&snapshot);
+                self.loader.handle_restored();
                 if snapshot.index.0 == 0 {
                     log::error!(
                         "the cluster has gone on without this node (--crash-stop or `rebuild`) and its \

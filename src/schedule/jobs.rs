@@ -286,6 +286,12 @@ impl Jobs {
         wanted.into_values().cloned().collect()
     }
 
+    /// Changes whenever [`Jobs::wanted_models`] does, along one history of the log.
+    pub fn wanted_since(&self) -> (u64, usize, u64) {
+        let versions = self.models.values().map(|published| published.version + 1);
+        (self.next, self.unfinished.len(), versions.sum())
+    }
+
     /// The bytes of the networks that may have to be loaded: those published, those before them,
     /// and those of unfinished jobs.
     pub fn model_blobs(&self) -> BTreeSet<BlobId> {

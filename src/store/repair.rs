@@ -492,15 +492,25 @@ impl Repair {
         ring: &Ring<'_>,
     ) -> Vec<RepairOutput> {
         let mut pulls: BTreeMap<Server, Vec<Located>> = BTreeMap::new();
+        let mut open = self.open(view);
+        if open.is_empty() {
+            return Vec::new();
+        }
         let queued: Vec<(usize, BlobId)> = self.queue.iter().take(LOOK_MAX).copied().collect();
         for (_, blob) in queued {
+            if open.is_empty() {
+                break;
+            }
             let Some(record) = catalog.record(&blob) else {
                 continue;
             };
             let count = self.wants(record, view);
             for server in self.choose(record, count, ring) {
-                if self.has_room(&server, record.bytes) {
+                if open.contains(&server) && self.has_room(&server, record.bytes) {
                     self.note_order(now, &server, record);
+                    if !self.has_room(&server, 0) {
+                        open.remove(&server);
+                    }
                     let located = self.locate(record, view);
                     pulls.entry(server).or_default().push(located);
                 }
@@ -609,6 +619,18 @@ impl Repair {
             digest: record.digest,
             sources: sources.into_iter().map(target).collect(),
         }
+    }
+
+    /// Members with room for half of what one fetches at a time. Who has less gets nothing yet:
+    /// orders of a few blobs each would cost a look at the queue for every few copies.
+    fn open(&self, view: &View) -> BTreeSet<Server> {
+        let is_open = |server: &Server| {
+            self.orders.get(server).is_none_or(|orders| {
+                orders.blobs.len() <= TARGET_BLOBS_MAX / 2 && orders.bytes <= TARGET_BYTES_MAX / 2
+            })
+        };
+        let members = view.members.values().map(Member::server);
+        members.filter(is_open).collect()
     }
 
     fn has_room(&self, server: &Server, bytes: u64) -> bool {

@@ -263,11 +263,17 @@ fn orders_are_bounded_by_blobs_and_by_bytes() {
     let mut repair = Repair::new(Term(1));
     let first = pulls(&repair.plan(NOW, &catalog, &live));
     assert_eq!(first[&server(1)].len(), TARGET_BLOBS_MAX);
-    let done: Vec<BlobId> = first[&server(1)].iter().map(|l| l.blob).take(10).collect();
-    let change = repair.handle_stored(NOW, &server(1), &done, &catalog, &live);
+    let done: Vec<BlobId> = first[&server(1)].iter().map(|l| l.blob).collect();
+    let (few, others) = done[..TARGET_BLOBS_MAX / 2].split_at(10);
+    let change = repair.handle_stored(NOW, &server(1), few, &catalog, &live);
     apply(&mut catalog, change);
     let next = pulls(&repair.plan(NOW, &catalog, &live));
-    assert_eq!(next[&server(1)].len(), 10, "as many as were reported");
+    assert!(next.is_empty(), "not for a few");
+    let change = repair.handle_stored(NOW, &server(1), others, &catalog, &live);
+    apply(&mut catalog, change);
+    let next = pulls(&repair.plan(NOW, &catalog, &live));
+    let reported = few.len() + others.len();
+    assert_eq!(next[&server(1)].len(), reported, "as many as were reported");
     repair.check_invariants();
 
     let mut catalog = Catalog::new();

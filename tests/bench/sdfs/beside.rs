@@ -20,7 +20,7 @@ const LARGE: usize = 25_000_000;
 /// Between two looks at the repair, each of which costs the coordinator some milliseconds.
 const GAP: Duration = Duration::from_secs(1);
 /// How long the rate is measured after the repair.
-const AFTER: Duration = Duration::from_secs(8);
+const AFTER: Duration = Duration::from_secs(30);
 const PATIENCE: Duration = Duration::from_secs(120);
 const BAR: f64 = 0.8;
 

@@ -180,6 +180,20 @@ mod tests {
     }
 
     #[test]
+    fn a_state_of_another_history_is_looked_at_anew() {
+        let (mut state, mut other) = (State::default(), State::default());
+        state.jobs.publish(model("m", "ours"));
+        other.jobs.publish(model("m", "theirs"));
+        let mut loader = Loader::default();
+        let next = loader.next(Time(0), &state).expect("wanted");
+        loader.handle_loaded(Time(0), &next.name, next.digest, &Ok(()));
+        assert_eq!(loader.next(Time(0), &state), None);
+        loader.handle_restored();
+        let next = loader.next(Time(0), &other).expect("wanted");
+        assert_eq!(next.digest, Digest::of(b"theirs"));
+    }
+
+    #[test]
     fn a_model_that_fails_is_tried_less_and_less_often_until_it_is_published_again() {
         let (mut state, mut loader) = (State::default(), Loader::default());
         state.jobs.publish(model("m", "first"));
